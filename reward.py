@@ -1,0 +1,95 @@
+"""[5] From a rollout to a score: extract the answer, verify it, add up what the tools cost.
+
+    Rollout -> final turn -> extract -> verify -> Score
+
+Answers are language-independent or English by construction, so one verifier serves every language. The parts of a
+score are kept apart: the gate needs correctness without the price, the logs need both.
+
+Left out: partial credit, format rewards, judges.
+"""
+
+import math
+import re
+import unicodedata
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+
+from data import CALL, END_THINK, THINK, Tokenizer
+from sampler import Rollout
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a rollout achieved, in parts."""
+
+    correct: int  # 1 or 0
+    answer: str | None  # as extracted; None if there was none to extract
+    format_ok: bool  # the rollout ended by itself, with an answer in the form asked for
+    cost: float  # of all its calls; 1 = one call on a mean training question
+    used_tool: bool  # attempted a call, malformed or failed ones included
+
+
+def score(rollout: Rollout, tokenizer: Tokenizer, answer: str = "plain") -> Score:
+    """The score of a rollout; `answer` is "plain" (the whole final turn) or "boxed" (the last \\boxed{} in it)."""
+    found = extract(final_turn(rollout, tokenizer), answer) if rollout.stop == "end" else None
+    return Score(
+        correct=int(found is not None and verify(found, rollout.task.answer)),
+        answer=found,
+        format_ok=found is not None,
+        cost=math.fsum(call.cost for call in rollout.calls),  # exact: no last bit by the order of the calls
+        used_tool=bool(rollout.calls),
+    )
+
+
+def final_turn(rollout: Rollout, tokenizer: Tokenizer) -> str:
+    """The text after the last inserted token, without its end token and without what was thought before it."""
+    last_inserted = max((i for i, sampled in enumerate(rollout.sampled) if not sampled), default=-1)
+    ids = list(rollout.ids[last_inserted + 1 :])
+    if END_THINK.text in tokenizer.control and tokenizer.id(END_THINK) in ids:
+        ids = ids[len(ids) - ids[::-1].index(tokenizer.id(END_THINK)) :]
+    if tokenizer.control.get(THINK.text) in ids:  # a thought without an end holds no answer
+        return ""
+    return tokenizer.decode(ids[:-1])
+
+
+def extract(text: str, answer: str = "plain") -> str | None:
+    """The answer in a final turn, or None. Raises ValueError for an unknown kind of answer."""
+    if answer == "plain":
+        return None if CALL.text in text else text.strip() or None
+    if answer != "boxed":
+        raise ValueError(f"answer is {answer!r}, allowed: plain, boxed")
+    start = text.rfind(r"\boxed{")
+    depth, begin = 1, start + len(r"\boxed{")
+    for i in range(begin, len(text)) if start >= 0 else ():
+        depth += {"{": 1, "}": -1}.get(text[i], 0)
+        if depth == 0:
+            return text[begin:i].strip() or None
+    return None
+
+
+def verify(answer: str, gold: str) -> bool:
+    """Equal as numbers if both are numbers, else equal as text up to case, blanks and a final full stop."""
+    a, b = normalise(answer), normalise(gold)
+    number_a, number_b = as_number(a), as_number(b)
+    return number_a == number_b if number_a is not None and number_b is not None else a == b
+
+
+def normalise(text: str) -> str:
+    """Compatibility forms, LaTeX dressing, case, blanks and the final full stop taken away."""
+    text = unicodedata.normalize("NFKC", text).replace("\u2212", "-")  # the minus sign
+    text = re.sub(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"\\[,!; ]", "", text).replace("\\$", "$").replace("\\%", "%").strip("$ \t\r\n")
+    return " ".join(text.casefold().split()).removesuffix(".").rstrip()
+
+
+def as_number(text: str) -> Decimal | None:
+    """The number that the whole text is, thousands commas and a percent or currency sign allowed, else None."""
+    text = text.removesuffix("%").strip("$€£ ")
+    if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?", text):
+        text = text.replace(",", "")
+    if not re.fullmatch(r"[+-]?(\d+(\.\d*)?|\.\d+)", text):
+        return None
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        return None

@@ -1,0 +1,214 @@
+"""reward.py: what counts as the answer of a rollout, and when it is right."""
+
+import math
+
+import pytest
+from helpers import random_directory
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data import CALL, END_THINK, IM_END, THINK, Control, Task, encode_call, encode_tool_turn, load_tokenizer
+from reward import extract, score, verify
+from sampler import Rollout
+from tools import Call
+
+TOKENIZER = load_tokenizer(random_directory())
+TASK = Task("t", "de", "high", "trained", "math", "Wie viele?", (), "18")
+
+
+def rollout(*pieces, answer="18", stop="end", calls=()):
+    """A rollout whose policy drew `pieces` (strings and `Control`); a list of ids among them was inserted."""
+    ids, sampled = [], []
+    for piece in pieces:
+        part = piece if isinstance(piece, list) else TOKENIZER.encode([piece])
+        ids += part
+        sampled += [not isinstance(piece, list)] * len(part)
+    task = Task(**{**vars(TASK), "answer": answer})
+    return Rollout(task, (1,), tuple(ids), tuple(sampled), (0.0,) * len(ids), tuple(calls), stop)
+
+
+def call(cost, error=None):
+    return Call("text", "result", cost, error, 0.0)
+
+
+def tool_turn(result):
+    return encode_tool_turn([result], TOKENIZER, think=True)
+
+
+# --- verification -----------------------------------------------------------------------------------------------
+
+EQUAL = [
+    ("18", "18"), ("18.", "18"), ("18.0", "18"), ("18.50", "18.5"), (".5", "0.5"), ("18.", "18.00"), ("+18", "18"),
+    ("-18", "-18.0"), ("007", "7"), (" 18\n", "18"),
+    ("1,234", "1234"), ("1,234,567.50", "1234567.5"), ("$1,234", "1234"), ("1234", "1,234"),
+    ("$18", "18"), ("18$", "18"), (r"\$18", "18"), ("$18$", "18"), ("€18", "18"), ("18 €", "18"), ("$ 18.00", "18"),
+    ("50%", "50"), (r"50\%", "50"), ("50 %", "50%"),
+    (r"\text{18}", "18"), (r"\text{Anna}", "anna"), (r"\textbf{yes}", "Yes"), (r"18\ \text{}", "18"),
+    ("١٨", "18"), ("१८", "18"), ("１８", "18"), ("１，２３４", "1234"),
+    ("Kitchen", "kitchen"), ("KITCHEN.", "kitchen"), ("horse  ant\n stones", "horse ant stones"), ("STRASSE", "straße"),
+    ("−18", "-18"), ("yes .", "yes"), ("é", "e\u0301"), ("ﬁsh", "fish"), ("A", "a"),
+]  # fmt: skip
+DIFFERENT = [
+    ("18", "19"), ("18", "-18"), ("18.01", "18"), ("1.8", "18"), ("12,34", "1234"), ("1,23", "123"), ("1 8", "18"),
+    ("18 19", "18"), ("18 coins", "18"), ("0", ""), ("", "0"), ("ant horse", "horse ant"), ("kitchen", "the kitchen"),
+    ("1e3", "1000"), ("inf", "1"), ("nan", "nan1"), ("0x12", "18"), ("--18", "18"),
+    ("12345678901234567891", "12345678901234567890"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer, gold", EQUAL)
+def test_forms_of_the_same_answer_are_equal(answer, gold):
+    """Catches a right answer that is refused for its dress: the reward would stay at 0."""
+    assert verify(answer, gold)
+    assert verify(gold, answer)
+
+
+@pytest.mark.parametrize("answer, gold", DIFFERENT)
+def test_other_answers_are_not_equal(answer, gold):
+    """Catches a verifier so lenient, or so imprecise on long numbers, that RL would learn to please it."""
+    assert not verify(answer, gold)
+
+
+@given(st.text(), st.text())
+def test_verification_never_raises_and_is_symmetric(a, b):
+    """Catches a rollout that kills training, say by digits that Decimal refuses."""
+    assert verify(a, b) == verify(b, a)
+    assert verify(a, a)
+
+
+@given(st.integers(-(10**30), 10**30))
+def test_thousands_commas_do_not_change_a_number(n):
+    """Catches a comma rule that works for one group of digits only, and numbers that pass through floats."""
+    assert verify(f"{n:,}", str(n))
+    assert not verify(f"{n:,}", str(n + 1))
+
+
+# --- extraction -------------------------------------------------------------------------------------------------
+
+BOXED = [
+    (r"\boxed{18}", "18"), (r"so \boxed{ 18 }.", "18"), (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+    (r"\boxed{\text{a {b} c}}", r"\text{a {b} c}"), (r"\boxed{1} then \boxed{2}", "2"), (r"\boxed{}", None),
+    (r"\boxed{ }", None), ("18", None), (r"\boxed{18", None), (r"\boxed{{18}", None), (r"boxed{18}", None),
+    (r"\boxed{1} then \boxed{2", None), ("", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text, expected", BOXED)
+def test_the_boxed_answer_is_what_stands_in_the_last_box(text, expected):
+    """Catches a regular expression that stops at the first closing brace, or takes the first box."""
+    assert extract(text, "boxed") == expected
+
+
+@pytest.mark.parametrize("text, expected", [("18", "18"), (" a b \n", "a b"), ("", None), (" \n", None)])
+def test_the_plain_answer_is_the_whole_turn(text, expected):
+    """Catches an empty turn that counts as an answer."""
+    assert extract(text, "plain") == expected
+
+
+@given(st.text() | st.text(alphabet="\\boxed{} $%,.18"))
+def test_extraction_never_raises(text):
+    """Catches malformed braces that raise out of the scorer."""
+    for kind in ("plain", "boxed"):
+        found = extract(text, kind)
+        assert found is None or (found == found.strip() and found in text)
+
+
+def test_an_unknown_kind_of_answer_is_an_error():
+    """Catches a misspelt kind that falls through to one of the two."""
+    with pytest.raises(ValueError, match="'box'.*plain, boxed"):
+        extract("18", "box")
+
+
+# --- scores -----------------------------------------------------------------------------------------------------
+
+
+def test_a_right_answer_scores():
+    """Catches an end token that is left in the answer."""
+    result = score(rollout("18", IM_END), TOKENIZER)
+    assert (result.correct, result.answer, result.format_ok, result.cost, result.used_tool) == (1, "18", True, 0, False)
+
+
+def test_a_wrong_answer_is_answered():
+    """Catches wrong answers that are counted as unanswered."""
+    result = score(rollout("19", IM_END), TOKENIZER)
+    assert (result.correct, result.answer, result.format_ok) == (0, "19", True)
+
+
+@pytest.mark.parametrize("stop", ["length", "tool_limit"])
+def test_a_rollout_that_did_not_end_by_itself_is_unanswered(stop):
+    """Catches a half-written number, cut by the budget, that happens to be right."""
+    result = score(rollout("18", stop=stop), TOKENIZER)
+    assert (result.correct, result.answer, result.format_ok) == (0, None, False)
+
+
+def test_an_unboxed_answer_is_wrong_where_a_box_is_asked_for():
+    """Catches a fallback to the plain answer, under which nobody would learn the format."""
+    assert score(rollout("18", IM_END), TOKENIZER, "boxed").format_ok is False
+    assert score(rollout("18", IM_END), TOKENIZER, "boxed").correct == 0
+    assert score(rollout("It is \\boxed{18}", IM_END), TOKENIZER, "boxed").correct == 1
+
+
+def test_an_empty_turn_is_unanswered():
+    """Catches an empty answer that equals an empty or a blank gold answer."""
+    result = score(rollout(IM_END, answer=" "), TOKENIZER)
+    assert (result.correct, result.format_ok) == (0, False)
+
+
+def test_only_the_turn_after_the_last_tool_result_counts():
+    """Catches an answer that is read from the tool's result or from a turn that called."""
+    called = encode_call(TOKENIZER)
+    right = rollout("\\boxed{1}", Control("<tool_call>"), called[1:], tool_turn("\\boxed{2}"), "\\boxed{18}", IM_END)
+    assert score(right, TOKENIZER, "boxed").answer == "18"
+    silent = rollout("\\boxed{18}", called, tool_turn("\\boxed{18}"), "no idea", IM_END)
+    assert score(silent, TOKENIZER, "boxed").answer is None
+    forced = rollout(called, tool_turn("how many?"), "18", IM_END, calls=[call(1.0)])
+    assert score(forced, TOKENIZER).correct == 1
+
+
+def test_what_was_thought_is_not_the_answer():
+    """Catches a thought that joins the answer, or a box in it that counts."""
+    assert score(rollout(THINK, "\n17?\n", END_THINK, "\n\n18", IM_END), TOKENIZER).answer == "18"
+    thought = rollout(THINK, "\\boxed{18}", END_THINK, "no idea", IM_END)
+    assert score(thought, TOKENIZER, "boxed").format_ok is False
+
+
+def test_a_thought_that_never_ends_holds_no_answer():
+    """Catches a box inside an unclosed thought that counts as the answer."""
+    assert score(rollout(THINK, "\\boxed{18}", IM_END), TOKENIZER, "boxed").answer is None
+
+
+@pytest.mark.parametrize("error", [None, "malformed", "limit", "engine"])
+def test_every_attempted_call_counts_as_tool_use(error):
+    """Catches malformed or failed calls that pass as tool-free rollouts, and so as evidence of confidence."""
+    assert score(rollout("18", IM_END, calls=[call(0.5, error)]), TOKENIZER).used_tool is True
+
+
+def test_the_cost_is_the_sum_over_all_calls():
+    """Catches a cost of the first or the last call only; a wrong answer costs too."""
+    result = score(rollout("19", IM_END, calls=[call(1.25), call(0.5, "malformed"), call(0.0, "engine")]), TOKENIZER)
+    assert (result.cost, result.correct) == (1.75, 0)
+
+
+def test_the_cost_does_not_depend_on_the_order_of_the_calls():
+    """Catches a last bit by which two equal rewards of a group differ: it would become an advantage of size 1."""
+    costs = [0.1, 0.2, 0.3]
+    assert 0.1 + 0.2 + 0.3 != 0.3 + 0.2 + 0.1
+    one, other = (score(rollout("18", IM_END, calls=[call(c) for c in order]), TOKENIZER)
+                  for order in (costs, costs[::-1]))  # fmt: skip
+    assert one.cost == other.cost
+    assert math.isclose(one.cost, 0.6)
+
+
+@given(st.lists(st.integers(0, TOKENIZER.size - 1), min_size=1, max_size=30), st.sampled_from(["plain", "boxed"]))
+def test_no_sequence_of_ids_makes_the_scorer_raise(ids, kind):
+    """Catches a random policy that kills training by half a character or a control token in an odd place."""
+    end = TOKENIZER.id(IM_END)
+    row = Rollout(TASK, (1,), (*ids, end), (True,) * (len(ids) + 1), (0.0,) * (len(ids) + 1), (), "end")
+    result = score(row, TOKENIZER, kind)
+    assert result.correct in (0, 1) and result.format_ok == (result.answer is not None)
+
+
+def test_control_tokens_within_an_answer_do_not_verify():
+    """Catches a decoder that drops control tokens, so that "<tool_call>18" is right."""
+    assert score(rollout(CALL, "18", IM_END), TOKENIZER).correct == 0
+    assert score(rollout("18", Control("<|im_start|>"), IM_END), TOKENIZER).correct == 0
