@@ -1,0 +1,249 @@
+"""[6] Log-probs and entropies of chosen tokens, straight from hidden states.
+
+The logits of a training batch are its largest tensor: 16,384 tokens of Qwen3 are 10 GB of them in fp32, and plain
+autograd keeps several copies. Here they exist one chunk of rows at a time, in the forward and again in the backward,
+which recomputes them. Kept between the two are the inputs and two numbers per row.
+
+    forward    a chunk of logits [n, V] -> log-prob, entropy, and the maximum and log-sum that rebuild its softmax
+    backward   the same chunk again, overwritten by its own gradient; two matmuls carry that to hidden and head_weight
+
+Both arrows are written twice: as a Triton kernel for GPUs, and in plain torch, which is the reference and the only path
+where Triton does not exist.
+
+Left out: biases, logit soft-capping, a vocabulary split over devices, second derivatives. Which tokens carry loss is
+decided in gspo.py.
+"""
+
+import math
+import os
+
+import torch
+from torch.autograd.function import once_differentiable
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # no wheels for macOS and Windows
+    triton = None
+
+CHUNK_BYTES = 256 * 2**20  # logits of one chunk, in their own dtype; two to four such buffers are alive at the peak
+VOCAB_BLOCK = 4096  # logits that one kernel program holds at a time
+
+# Triton reads this variable when it decorates the kernels below, so it is read once here and not at each call.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def token_logps(hidden, head_weight, targets, temperature=1.0, valid_vocab=None):
+    """Log-probs of chosen tokens, and the entropies of the distributions they were chosen from.
+
+        z = hidden @ head_weight.T / temperature            over ids below valid_vocab; the others have probability 0
+        logps[i] = z[i, targets[i]] - logsumexp(z[i])
+        entropy[i] = -sum_v softmax(z[i])[v] * log softmax(z[i])[v]
+
+    hidden [N, C] and head_weight [V, C] are floating point, targets [N] int64 or int32. Both results are [N], in nats,
+    fp32 (float64 if hidden is). logps can be differentiated, once, by hidden and head_weight; entropy is a detached
+    metric, no gradient flows through it.
+
+    Precision: the logits have hidden's dtype, whatever autocast says, and head_weight is cast to it; sums over the
+    vocabulary are fp32. Against float64 on the same inputs, with e the largest error of a logit, logps is within
+    2 e / temperature + 1e-6 (1 + |logps|) and entropy, to first order in e, within 2 entropy e / temperature + 1e-5.
+    A logit x is rounded by up to 2^-24 |x| in fp32, but 2^-8 |x| in bf16, 0.06 near 20; hidden.float() avoids that.
+
+    Determinism: no atomics, a fixed order of summation; the same inputs give the same bits again. Another N gives other
+    chunks, hence matmuls of other shapes, which round differently. Old and new log-probs need the same micro-batches.
+
+    Raises ValueError on shapes, dtypes or devices that do not fit, a temperature that is not positive and finite, a
+    valid_vocab outside [1, V], and a target outside [0, valid_vocab).
+    """
+    _check_inputs(hidden, head_weight, targets, temperature)
+    V = head_weight.shape[0]
+    valid_vocab = V if valid_vocab is None else valid_vocab
+    _check_vocabulary(targets, valid_vocab, V)
+    chunk_rows = max(1, CHUNK_BYTES // (V * hidden.element_size()))
+    targets = targets.long().contiguous()
+    return _TokenLogps.apply(hidden, head_weight, targets, float(temperature), valid_vocab, chunk_rows)
+
+
+def _check_inputs(hidden, head_weight, targets, temperature):
+    if hidden.ndim != 2 or head_weight.ndim != 2 or hidden.shape[1] != head_weight.shape[1]:
+        shapes = f"{list(hidden.shape)} and {list(head_weight.shape)}"
+        raise ValueError(f"hidden must be [N, C] and head_weight [V, C] with the same C, got {shapes}")
+    if not (hidden.is_floating_point() and head_weight.is_floating_point()):
+        raise ValueError(f"hidden and head_weight must be floating point, got {hidden.dtype} and {head_weight.dtype}")
+    if targets.shape != hidden.shape[:1] or targets.dtype not in (torch.int64, torch.int32):
+        wanted = f"int64 or int32 [{hidden.shape[0]}], one id per row of hidden"
+        raise ValueError(f"targets must be {wanted}, got {targets.dtype} {list(targets.shape)}")
+    if not hidden.device == head_weight.device == targets.device:
+        devices = f"{hidden.device}, {head_weight.device} and {targets.device}"
+        raise ValueError(f"hidden, head_weight and targets must be on one device, got {devices}")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {temperature}")
+
+
+def _check_vocabulary(targets, valid_vocab, V):
+    if not 1 <= valid_vocab <= V:
+        raise ValueError(f"valid_vocab must be in [1, {V}], up to the rows of head_weight, got {valid_vocab}")
+    wrong = (targets < 0) | (targets >= valid_vocab)
+    # On a GPU this waits once for the work queued so far and leaves the queue empty for some microseconds, in a
+    # micro-batch of many milliseconds. Unchecked, a wrong id would read and then write another row's memory.
+    if wrong.any():
+        position = int(wrong.nonzero()[0])
+        raise ValueError(f"targets[{position}] is {int(targets[position])}, outside [0, {valid_vocab})")
+
+
+class _TokenLogps(torch.autograd.Function):
+    """The loop over chunks; nothing of size N x V outlives its chunk."""
+
+    @staticmethod
+    def forward(ctx, hidden, head_weight, targets, temperature, valid_vocab, chunk_rows):
+        N = hidden.shape[0]
+        head = head_weight.to(hidden.dtype)
+        results = [torch.empty(N, dtype=_sum_dtype(hidden), device=hidden.device) for _ in range(4)]
+        for rows in _chunks(N, chunk_rows):
+            logits = _chunk_logits(hidden[rows], head, valid_vocab)
+            stats = _stats_triton if _use_triton(logits) else _stats_torch
+            for result, part in zip(results, stats(logits, targets[rows], temperature), strict=True):
+                result[rows] = part
+        logps, entropy, row_max, log_sum = results
+        ctx.save_for_backward(hidden, head_weight, targets, row_max, log_sum)
+        ctx.temperature, ctx.valid_vocab, ctx.chunk_rows = temperature, valid_vocab, chunk_rows
+        ctx.mark_non_differentiable(entropy)
+        return logps, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_logps, _grad_entropy):
+        hidden, head_weight, targets, row_max, log_sum = ctx.saved_tensors
+        needs_hidden, needs_head = ctx.needs_input_grad[:2]
+        head = head_weight.to(hidden.dtype)
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        # Summed over chunks in fp32: a bf16 sum stops growing when it is some 256 times its terms.
+        grad_head = torch.zeros_like(head_weight, dtype=_sum_dtype(hidden)) if needs_head else None
+        for rows in _chunks(hidden.shape[0], ctx.chunk_rows):
+            logits = _chunk_logits(hidden[rows], head, ctx.valid_vocab)  # the forward's shapes, so the forward's bits
+            to_gradient_ = _gradient_triton_ if _use_triton(logits) else _gradient_torch_
+            to_gradient_(logits, targets[rows], row_max[rows], log_sum[rows], grad_logps[rows], ctx.temperature)
+            with _no_autocast(hidden):
+                if needs_hidden:
+                    grad_hidden[rows] = logits @ head[: ctx.valid_vocab]  # [n, C]
+                if needs_head:
+                    grad_head[: ctx.valid_vocab] += logits.T @ hidden[rows]  # [valid_vocab, C]
+        return grad_hidden, grad_head.to(head_weight.dtype) if needs_head else None, None, None, None, None
+
+
+def _chunk_logits(hidden, head, valid_vocab):
+    """Logits [n, valid_vocab], a view of all V columns: heads are padded so that the rows of this matmul align."""
+    with _no_autocast(hidden):
+        return (hidden @ head.T)[:, :valid_vocab]
+
+
+def _no_autocast(tensor):
+    # backward() runs outside the caller's autocast region, and must rebuild the softmax from the forward's very logits.
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def _chunks(N, chunk_rows):
+    return [slice(start, start + chunk_rows) for start in range(0, N, chunk_rows)]
+
+
+def _sum_dtype(tensor):
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _use_triton(logits):
+    """Kernels take CUDA tensors, and CPU tensors under Triton's interpreter; float64 is always plain torch."""
+    return triton is not None and logits.dtype != torch.float64 and (logits.is_cuda or INTERPRETED)
+
+
+def _stats_torch(logits, targets, temperature):
+    """Log-prob, entropy, maximum and log-sum [n] of each row of logits [n, V], which may be overwritten.
+
+    With d = (logits - max) / temperature <= 0 and S = sum exp(d) >= 1: logp = d[target] - log S, and
+    entropy = log S - sum exp(d) d / S, two terms >= 0. Nothing cancels after the maximum is gone, however large it was.
+    """
+    d = logits.to(_sum_dtype(logits))
+    row_max = d.amax(-1)
+    d = d.sub_(row_max[:, None]).div_(temperature)
+    chosen = d.gather(1, targets[:, None]).squeeze(1)
+    exp = d.exp()
+    total = exp.sum(-1)
+    # A logit of -inf adds 0 to the entropy, but 0 * -inf is NaN: hence the clamp.
+    weighted = d.clamp_(min=torch.finfo(d.dtype).min).mul_(exp).sum(-1)
+    log_sum = total.log()
+    return chosen - log_sum, log_sum - weighted / total, row_max, log_sum
+
+
+def _gradient_torch_(logits, targets, row_max, log_sum, grad_logps, temperature):
+    """Overwrites logits [n, V] with the gradient of the loss by them: grad_logp * (onehot - softmax) / temperature."""
+    scale = grad_logps / temperature
+    d = logits.to(_sum_dtype(logits)).sub_(row_max[:, None]).div_(temperature)
+    gradient = d.sub_(log_sum[:, None]).exp_().mul_(-scale[:, None])
+    gradient[torch.arange(len(targets), device=targets.device), targets] += scale
+    logits.copy_(gradient)
+
+
+def _stats_triton(logits, targets, temperature):
+    """_stats_torch, reading each logit once."""
+    n, V = logits.shape
+    results = [torch.empty(n, dtype=torch.float32, device=logits.device) for _ in range(4)]
+    block = min(VOCAB_BLOCK, triton.next_power_of_2(V))
+    with torch.cuda.device_of(logits):  # Triton launches on the current device, not on the tensors'
+        _stats_kernel[(n,)](logits, targets, *results, logits.stride(0), V, temperature, BLOCK=block, num_warps=8)
+    return results
+
+
+def _gradient_triton_(logits, targets, row_max, log_sum, grad_logps, temperature):
+    """_gradient_torch_, reading and writing each logit once."""
+    n, V = logits.shape
+    block = min(VOCAB_BLOCK, triton.next_power_of_2(V))
+    rows = (targets, row_max, log_sum, grad_logps.contiguous())  # that of a plain sum is expanded: its stride is 0
+    with torch.cuda.device_of(logits):
+        grid = (n, triton.cdiv(V, block))
+        _gradient_kernel[grid](logits, *rows, logits.stride(0), V, temperature, BLOCK=block, num_warps=8)
+
+
+if triton is not None:
+    LOWEST = tl.constexpr(-1.0e30)  # stands in for -inf where inf - inf or 0 * inf would make NaN
+
+    @triton.jit
+    def _stats_kernel(
+        logits_ptr, targets_ptr, logps_ptr, entropy_ptr, row_max_ptr, log_sum_ptr,
+        row_stride, V, temperature, BLOCK: tl.constexpr,
+    ):  # fmt: skip
+        """One program a row; sums are rescaled as the maximum grows (Milakov and Gimelshein 2018, arXiv 1805.02867)."""
+        row = tl.program_id(0).to(tl.int64)  # row * row_stride can pass 2^31
+        logits_ptr += row * row_stride
+        row_max = tl.full((), LOWEST, tl.float32)
+        total = tl.full((), 0.0, tl.float32)  # sum of exp(d)
+        weighted = tl.full((), 0.0, tl.float32)  # sum of exp(d) * d
+        for start in range(0, V, BLOCK):
+            ids = start + tl.arange(0, BLOCK)
+            logits = tl.load(logits_ptr + ids, mask=ids < V, other=float("-inf")).to(tl.float32)
+            new_max = tl.maximum(row_max, tl.max(logits, 0))
+            shift = (row_max - new_max) / temperature  # each earlier d becomes d + shift
+            d = (logits - new_max) / temperature
+            exp = tl.exp(d)
+            weighted = tl.exp(shift) * (weighted + shift * total) + tl.sum(exp * tl.maximum(d, LOWEST), 0)
+            total = tl.exp(shift) * total + tl.sum(exp, 0)
+            row_max = new_max
+        chosen = tl.load(logits_ptr + tl.load(targets_ptr + row)).to(tl.float32)
+        log_sum = tl.log(total)
+        tl.store(logps_ptr + row, (chosen - row_max) / temperature - log_sum)
+        tl.store(entropy_ptr + row, log_sum - weighted / total)
+        tl.store(row_max_ptr + row, row_max)
+        tl.store(log_sum_ptr + row, log_sum)
+
+    @triton.jit
+    def _gradient_kernel(
+        logits_ptr, targets_ptr, row_max_ptr, log_sum_ptr, grad_logps_ptr,
+        row_stride, V, temperature, BLOCK: tl.constexpr,
+    ):  # fmt: skip
+        """One program per row and block of the vocabulary."""
+        row = tl.program_id(0).to(tl.int64)
+        ids = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        logits_ptr += row * row_stride + ids
+        logits = tl.load(logits_ptr, mask=ids < V, other=float("-inf")).to(tl.float32)
+        softmax = tl.exp((logits - tl.load(row_max_ptr + row)) / temperature - tl.load(log_sum_ptr + row))
+        onehot = (ids == tl.load(targets_ptr + row)).to(tl.float32)
+        gradient = tl.load(grad_logps_ptr + row) * (onehot - softmax) / temperature
+        tl.store(logits_ptr, gradient.to(logits_ptr.dtype.element_ty), mask=ids < V)
