@@ -1,0 +1,170 @@
+"""[7] Confidence-gated GSPO: the algorithm, as pure functions from values to values.
+
+    correct, used_tool -> confidence -> gate -> shaped_reward -> group_advantages -> gspo_loss
+
+For each prompt a group of G rollouts is sampled. A translation costs something only where the model is confident, that
+is, where it does well by itself: saving money must not suppress a call that is needed. What follows is group sequence
+policy optimisation (Zheng et al. 2025, arXiv 2507.18071): the advantage of a rollout is its reward relative to its
+group, and the importance ratio is that of the whole sequence, length-normalised, and clipped.
+
+To try another reading of the paper, change a line here: no function knows about models, optimizers or files.
+
+Left out: a KL term against a reference model, a value function, and anything that drops or re-weighs groups.
+
+Shapes: P prompts, G rollouts a group, E extra probe rollouts, B rows, T time.
+"""
+
+import torch
+from torch import Tensor
+
+ESTIMATORS = ("native", "group", "probe")
+GATES = (*ESTIMATORS, "always", "never")
+PENALTIES = ("multiply", "subtract")
+SCALES = ("group", "batch", "none")
+RATIOS = ("sequence", "token")
+MAX_CHARGE = 0.99  # of a right answer's reward: it never gets less than a wrong one
+
+
+def confidence(correct: Tensor, used_tool: Tensor, estimator: str, probe: Tensor | None = None,
+               valid: Tensor | None = None) -> Tensor:  # fmt: skip
+    """How well the model does on a prompt by itself: kappa(x) in [0, 1].
+
+        native: sum_i c_i (1 - u_i) / sum_i (1 - u_i)   the group's tool-free rollouts; 0 if it has none
+        group:  mean_i c_i                              all of the group's rollouts
+        probe:  mean_e c_e                              extra rollouts in which the tool was forbidden
+
+    correct and used_tool [P, G] in {0, 1}; probe [P, E] in {0, 1}, for "probe" only; valid [P, G], false where the
+    translator failed and the rollout is no evidence. Returns float kappa [P].
+    """
+    _one_of("estimator", estimator, ESTIMATORS)
+    if estimator == "probe":
+        if probe is None:
+            raise ValueError("the probe estimator needs probe rollouts")
+        return _float(probe).mean(-1)
+    correct = _float(correct)
+    evidence = torch.ones_like(correct) if valid is None else valid.to(correct.dtype)
+    if estimator == "native":
+        evidence = evidence * (1 - used_tool.to(correct.dtype))
+    return (correct * evidence).sum(-1) / evidence.sum(-1).clamp(min=1)  # [P]
+
+
+def gate(kappa: Tensor, rule: str, threshold: float) -> Tensor:
+    """Where a call is charged, [P] -> [P]: g(x) = 1[kappa(x) >= tau]; everywhere ("always"); nowhere ("never")."""
+    _one_of("gate", rule, GATES)
+    if rule in ("always", "never"):
+        return torch.full_like(kappa, float(rule == "always"))
+    return (kappa >= threshold).to(kappa.dtype)
+
+
+def shaped_reward(correct: Tensor, cost: Tensor, gate: Tensor, cost_weight: float | Tensor,
+                  penalty: str = "multiply") -> Tensor:  # fmt: skip
+    """What is optimised: correctness less the price of the calls, where the gate g is open.
+
+        multiply: r_i = c_i (1 - min(lambda k_i g, MAX_CHARGE))     a wrong answer is not charged
+        subtract: r_i = c_i - lambda k_i g
+
+    correct and cost [P, G], gate [P], cost_weight (lambda) a number or [P]. Returns r [P, G].
+    """
+    _one_of("penalty", penalty, PENALTIES)
+    correct = _float(correct)
+    weight = torch.as_tensor(cost_weight, dtype=correct.dtype, device=correct.device).reshape(-1, 1)
+    charge = weight * cost * gate[:, None]  # [P, G]
+    if penalty == "subtract":
+        return correct - charge
+    return correct * (1 - charge.clamp(max=MAX_CHARGE))
+
+
+def group_advantages(reward: Tensor, scale: str = "group", valid: Tensor | None = None) -> Tensor:
+    """Rewards relative to the group: A_i = (r_i - mean(r)) / scale, [P, G] -> [P, G].
+
+    scale "group" is the group's population standard deviation (GSPO and GRPO), "batch" that of all rewards, "none" 1.
+    A group whose rewards are all equal gets exactly 0, decided by comparing rewards and not by a small standard
+    deviation. Rollouts that are not `valid` [P, G] get 0 and count in no mean.
+
+    Note what "group" does: with seven right answers without the tool and one with it, the advantages are +0.378 and
+    -2.646 whatever lambda is. There lambda acts only through groups that also hold wrong answers.
+    """
+    _one_of("advantage scale", scale, SCALES)
+    reward = _float(reward)
+    valid = torch.ones_like(reward, dtype=torch.bool) if valid is None else valid.bool()
+    highest = reward.masked_fill(~valid, -torch.inf).amax(-1, keepdim=True)
+    lowest = reward.masked_fill(~valid, torch.inf).amin(-1, keepdim=True)
+    usable = valid & (highest > lowest)
+    centred = (reward - _mean(reward, valid, dim=-1)) * usable
+    if scale == "group":
+        spread = _mean(centred.square(), valid, dim=-1).sqrt()
+    elif scale == "batch":
+        spread = _mean((reward - _mean(reward, valid)).square(), valid).sqrt()
+    else:
+        spread = torch.ones_like(reward)
+    return torch.where(usable, centred / torch.where(spread > 0, spread, 1.0), 0.0)
+
+
+def log_ratio(logps: Tensor, old_logps: Tensor, sampled: Tensor, ratio: str = "sequence") -> Tensor:
+    """Log importance ratio of each token, [B, T] -> [B, T]; 0 where the policy did not draw the token.
+
+    sequence: log s_i = (1/|y_i|) sum_t [log pi(y_t) - log pi_old(y_t)]      GSPO, eq. 7: one number a row
+    token:    log w_t = log pi(y_t) - log pi_old(y_t)                        GRPO, arXiv 2402.03300
+    """
+    _one_of("ratio", ratio, RATIOS)
+    difference = torch.where(sampled, logps - old_logps, 0.0)
+    if ratio == "token":
+        return difference
+    mean = difference.sum(-1, keepdim=True) / sampled.sum(-1, keepdim=True).clamp(min=1)
+    return torch.where(sampled, mean, 0.0)
+
+
+def gspo_loss(logps: Tensor, old_logps: Tensor, sampled: Tensor, advantages: Tensor, clip_low: float, clip_high: float,
+              ratio: str = "sequence") -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """The clipped objective to minimise, averaged over the rows, and what to log about it.
+
+        sequence: loss = -(1/B) sum_i min(s_i A_i, clip(s_i, 1 - clip_low, 1 + clip_high) A_i)
+        token:    loss = -(1/B) sum_i sum_t min(w_t A_i, clip(w_t, 1 - clip_low, 1 + clip_high) A_i)
+
+    over the tokens that the policy drew. "sequence" is GSPO, eq. 5; "token" is GRPO without its 1/|y_i|, as in Dr. GRPO
+    (arXiv 2503.20783). The min holds for both signs of A: clipping only ever takes an incentive away. A row without
+    sampled tokens contributes 0. Being a mean over rows, the loss of a batch is the share-weighted sum of the losses of
+    its parts.
+
+    logps, old_logps float and sampled bool [B, T]; advantages [B]. The metrics are detached scalars: `ratio_mean`,
+    `ratio_max`, `clip_fraction` (share of sampled tokens whose gradient is clipped away) and `approx_kl` (mean of
+    s - 1 - log s over tokens, Schulman's k3).
+
+    Note what the 1/|y_i| in log s_i does: the token that decides to call weighs 1/25 in a rollout that calls and 1/2 in
+    one that answers at once, so calls are unlearned faster than learned. With "token" each token weighs 1 in both.
+    """
+    sampled = sampled.bool()
+    log_s = log_ratio(logps, old_logps, sampled, ratio)
+    s = log_s.exp()
+    A = advantages[:, None]
+    clipped = s.clamp(1 - clip_low, 1 + clip_high) * A
+    objective = torch.where(sampled, torch.minimum(s * A, clipped), 0.0)  # [B, T]
+    # every token of a row has the same sequence ratio: their mean is that one term
+    terms = sampled.sum(-1).clamp(min=1) if ratio == "sequence" else 1
+    loss = -(objective.sum(-1) / terms).mean()
+    with torch.no_grad():
+        count = sampled.sum().clamp(min=1)
+        metrics = {
+            "ratio_mean": torch.where(sampled, s, 0.0).sum() / count,
+            "ratio_max": torch.where(sampled, s, 0.0).amax() if s.numel() else s.sum(),
+            "clip_fraction": (sampled & (clipped < s * A)).sum() / count,
+            "approx_kl": torch.where(sampled, s - 1 - log_s, 0.0).sum() / count,
+        }
+    return loss, metrics
+
+
+def _mean(values: Tensor, valid: Tensor, dim: int | None = None) -> Tensor:
+    """Mean over the valid entries, kept as a broadcastable dimension."""
+    total, count = torch.where(valid, values, 0.0), valid.to(values.dtype)
+    if dim is None:
+        return total.sum() / count.sum().clamp(min=1)
+    return total.sum(dim, keepdim=True) / count.sum(dim, keepdim=True).clamp(min=1)
+
+
+def _float(values: Tensor) -> Tensor:
+    return values if values.is_floating_point() else values.float()
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}, allowed: {', '.join(allowed)}")
