@@ -1,0 +1,223 @@
+"""What all command lines share: options from one dataclass, presets, and the choice of data and translator.
+
+Off the reading path. An option is a field with a one-line comment, which becomes its help; `lang_tier` is spelled
+`--lang-tier`. Unknown options and values are errors of one line with exit code 2. This is the only file besides the
+command lines that knows of the embedded world: `--data tiny` and `--translator lexicon`.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import inspect
+import math
+import random
+import re
+import sys
+from dataclasses import dataclass
+from typing import Literal, get_args, get_origin, get_type_hints
+
+from data import Chat, Task, load_tasks
+from tiny import world
+from tools import Prices, Translator
+
+BOXED = (
+    "Answer the question. Put the final answer, in English or as a number, into \\boxed{}. The question may be in a "
+    "language that you do not know well; the tool translates it into English, at a price."
+)
+
+# Named sets of defaults. tiny: chosen on validation items (LOG.md). qwen3-4b: sources beside the values.
+PRESETS = {
+    "tiny": {},
+    "qwen3-4b": {
+        "model": "Qwen3-4B",
+        "data": "tasks.jsonl",
+        "system": BOXED,
+        "tool_schema": True,
+        "think_block": True,
+        "answer": "boxed",
+        "max_new_tokens": 2048,
+        "price_char": 0.5 / 235,  # a mean GSM8K question has 235 characters
+        "ratio": "sequence",
+        "advantage_scale": "group",
+        "clip_low": 3e-4,  # both clips: GSPO, arXiv 2507.18071, section 5.1
+        "clip_high": 4e-4,
+        "learning_rate": 1e-6,  # usual for RL on models of this size
+    },
+}
+
+
+MAY_BE_ZERO = {  # all other numbers among the options must be positive
+    "tool_noise", "price_call", "price_char", "max_calls", "threshold", "cost_weight", "warmup_steps", "log_rollouts",
+    "seed",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of every command that samples from a policy."""
+
+    preset: Literal["tiny", "qwen3-4b"] = "tiny"  # named set of defaults
+    data: str = "tiny"  # "tiny", the embedded world, or a JSONL file of tasks
+    fields: str = ""  # names of the file's fields, as ours=theirs,ours=theirs
+    translator: str = "lexicon"  # engine behind the tool: lexicon
+    tool_noise: float = 0.0  # share of words that the lexicon gets wrong
+    price_call: float = 0.5  # what every attempted call costs
+    price_char: float = 0.5 / 45  # what each character sent costs; a mean question has 45
+    system: str = ""  # instructions in the system turn
+    tool_schema: bool = False  # describe the tool in the system turn
+    think_block: bool = False  # open assistant turns with an empty think block
+    answer: Literal["plain", "boxed"] = "plain"  # the whole last turn is the answer, or what is in its last \boxed{}
+    max_new_tokens: int = 96  # ids after the prompt, tool results included
+    max_calls: int = 2  # tool calls a rollout
+    max_rows: int = 512  # rollouts decoded at a time
+    device: str = "cpu"  # where the model runs: cpu, cuda
+
+    def check(self) -> None:
+        """Raise ValueError naming the first option whose value makes no sense."""
+        for name, value in vars(self).items():
+            if isinstance(value, int | float):
+                low = 0 if name in MAY_BE_ZERO or isinstance(value, bool) else math.ulp(0)
+                flag = "--" + name.replace("_", "-")
+                require(
+                    low <= value < math.inf,
+                    f"{flag} must {'not be negative' if low == 0 else 'be positive'}, is {value}",
+                )
+        require(self.tool_noise <= 1, f"--tool-noise is a share of words, at most 1, not {self.tool_noise}")
+
+    @property
+    def chat(self) -> Chat:
+        return Chat(self.system or None, self.tool_schema, self.think_block, self.answer)
+
+    def sampling(self) -> dict:
+        """The keyword arguments that a rollout takes from the options."""
+        return {"max_new_tokens": self.max_new_tokens, "max_calls": self.max_calls, "max_rows": self.max_rows,
+                "chat": self.chat, "prices": Prices(self.price_call, self.price_char)}  # fmt: skip
+
+
+# --- command lines ----------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def parse(cls, description: str, argv: list[str] | None = None):
+    """An instance of the options dataclass `cls` from the command line; the preset's values are its defaults."""
+    fields, kinds, comments = dataclasses.fields(cls), get_type_hints(cls), _comments(cls)
+    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    for field in fields:
+        flag, kind = "--" + field.name.replace("_", "-"), kinds[field.name]
+        extra = {"help": f"{comments[field.name]} (default: {field.default!r})".replace("%", "%%")}
+        if kind is bool:
+            extra["action"] = argparse.BooleanOptionalAction
+        elif get_origin(kind) is Literal:
+            extra["choices"] = get_args(kind)
+        elif get_origin(kind) is tuple:
+            extra |= {"action": "append", "type": get_args(kind)[0]}
+        else:
+            extra["type"] = kind
+        parser.add_argument(flag, default=None, **extra)
+    given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+    known = {field.name for field in fields}
+    preset = {name: value for name, value in PRESETS[given.get("preset", "tiny")].items() if name in known}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    options = cls(**{**preset, **given})
+    try:
+        options.check()
+    except ValueError as error:
+        parser.error(str(error))
+    return options
+
+
+def _comments(cls) -> dict[str, str]:
+    """The comment behind each field, in the dataclass and those it inherits from."""
+    found = {}
+    for base in reversed(cls.__mro__[:-1]):
+        found |= dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(base), flags=re.MULTILINE))
+    return found
+
+
+@contextlib.contextmanager
+def clear_errors():
+    """Around a command's set-up: what is wrong with the user's input ends it with one line and exit code 2."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError with this message unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+# --- data and translator ----------------------------------------------------------------------------------------
+
+
+def open_translator(options: Options) -> Translator:
+    """The engine that `--translator` names. ValueError if there is none of that name."""
+    if options.translator == "lexicon":
+        return world.LexiconTranslator(options.tool_noise)
+    raise ValueError(f"--translator is {options.translator!r}, allowed: lexicon")
+
+
+def training_tasks(options: Options, tiers: list[str], seed: int):
+    """A function (step, count) -> tasks for that step of training, the same for the same seed."""
+    if options.data == "tiny":
+        codes = [code for tier in tiers for code in world.languages(tier, "trained")]
+
+        def draw(step: int, count: int) -> list[Task]:
+            shuffled = random.Random(f"languages {seed} {step}").sample(codes, len(codes))
+            return world.tasks("train", shuffled, count, f"{seed} {step}")
+
+        return draw
+    pool = [
+        task for task in _file(options) if task.tier in tiers and task.split == "trained" and _part(task) == "train"
+    ]
+    require(bool(pool), f"{options.data}: no training tasks in the tiers {', '.join(tiers)}")
+
+    def draw(step: int, count: int) -> list[Task]:
+        drawn = []
+        for i in range(step * count, (step + 1) * count):  # epoch after epoch, each in an order of its own
+            epoch, place = divmod(i, len(pool))
+            order = random.Random(f"epoch {seed} {epoch}").sample(range(len(pool)), len(pool))
+            drawn.append(pool[order[place]])
+        return drawn
+
+    return draw
+
+
+def evaluation_tasks(options: Options, part: str, count: int) -> dict[str, list[Task]]:
+    """`count` tasks of each group of languages, "validation" or "test": the tiers' trained languages, the held-out
+    ones and the synthetic ones. In the embedded world all groups render the same items; a file's tasks are as they are.
+    """
+    if options.data == "tiny":
+        groups = {tier: world.languages(tier, "trained") for tier in ("high", "low", "xlow")}
+        groups |= {"held-out": _spread(world.languages(split="held-out")), "synthetic": world.languages("synthetic")}
+        return {name: world.tasks(part, codes, count, "evaluation") for name, codes in groups.items()}
+    groups = {}
+    for task in _file(options):
+        if _part(task) == part:
+            groups.setdefault(task.tier if task.split == "trained" else task.split, []).append(task)
+    return {name: tasks[:count] for name, tasks in groups.items()}
+
+
+def _spread(codes: list[str]) -> list[str]:
+    """One language of each tier in turn, so that a prefix holds all tiers."""
+    tiers = [[code for code in codes if code.startswith(tier + "-")] for tier in ("high", "low", "xlow")]
+    return [code for row in zip(*tiers, strict=True) for code in row]
+
+
+def _file(options: Options) -> list[Task]:
+    pairs = [pair.partition("=") for pair in options.fields.split(",") if pair]
+    return load_tasks(options.data, {ours.strip(): theirs.strip() for ours, _, theirs in pairs})
+
+
+def _part(task: Task) -> str:
+    """train, validation or test, 8 : 1 : 1, by the English question where known: translations stay together."""
+    key = int(hashlib.sha256((task.question_en or task.id).encode()).hexdigest(), 16) % 10
+    return (["train"] * 8 + ["validation", "test"])[key]

@@ -1,0 +1,229 @@
+"""The run directory: configuration, logs, checkpoints that survive a kill, and where to find a policy.
+
+Off the reading path. A directory is written beside its place and renamed into it, so what carries its final name is
+complete. Logs are appended line by line; on resuming, lines from after the checkpoint are dropped, because those steps
+are run again, to the same bits.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+import model as model_file
+from data import Task, load_tokenizer
+from model import Qwen3
+from reward import Score
+from sampler import Rollout
+
+
+class Run:
+    """A run directory that one process writes."""
+
+    def __init__(self, directory, config, resume: bool):
+        """Begin a run, or find the last checkpoint of one. Writes nothing yet.
+
+        Raises ValueError if there is a run already and `resume` is false, or if the options differ from those of the
+        run to be resumed in anything but `steps`, `out`, `resume` and where it runs.
+        """
+        self.path, self.config = Path(directory), config
+        self.state = None  # of the checkpoint to resume from
+        saved = self.path / "config.json"
+        if not resume:
+            if saved.exists():
+                raise ValueError(f"{directory} holds a run already: --resume goes on with it, --out names another")
+            return
+        if not saved.is_file():
+            raise ValueError(f"{directory}: no run to resume (config.json is missing)")
+        before, now = json.loads(saved.read_text()), json.loads(json.dumps(asdict(config)))
+        free = {"steps", "out", "resume", "device", "max_rows"}
+        different = [f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in now
+                     if name not in free and before.get(name) != now[name]]  # fmt: skip
+        if different:
+            raise ValueError(f"{directory}: the options differ from the run's: {'; '.join(different)}")
+        if checkpoint := self.last_checkpoint():
+            self.state = json.loads((checkpoint / "state.json").read_text())
+
+    def last_checkpoint(self) -> Path | None:
+        return max(self.path.glob("step-*[0-9]"), default=None)
+
+    def open(self) -> None:
+        """Create the directory, write the configuration, cut the logs to the checkpoint."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / "config.json", asdict(self.config))
+        for old in self.path.glob(".*.old"):  # killed between two renames: what was there is still the best there is
+            place = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
+            if not place.exists():
+                os.rename(old, place)
+        step = self.state["step"] if self.state else 0
+        for name in ("metrics.jsonl", "timings.jsonl", "rollouts.jsonl"):
+            log = self.path / name
+            if log.exists():
+                kept = [line for line in read_lines(log) if _before(line, step)]
+                partial = log.with_name(f".{name}.partial")
+                partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+                os.replace(partial, log)
+
+    def log(self, name: str, row: dict) -> None:
+        """Append one line to a log, and have it on disk."""
+        with open(self.path / name, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def log_step(self, step: int, metrics: dict, rollouts: list[dict], seconds: float) -> None:
+        """A step's lines in the three logs. Nothing in metrics.jsonl differs between two runs of one seed."""
+        self.log("metrics.jsonl", _rounded({"step": step, **metrics}))
+        self.log("timings.jsonl", {"step": step, "seconds": round(seconds, 3)})
+        for row in rollouts:
+            self.log("rollouts.jsonl", row)
+
+    def save_checkpoint(self, model: Qwen3, optimizer, tokenizer_directory, state: dict) -> None:
+        """`step-000040/`: a Hugging Face directory plus optimizer and state. The two newest are kept."""
+
+        def write(directory: Path) -> None:
+            save_policy(model, tokenizer_directory, directory)
+            names = [name for name, _ in model.named_parameters()]
+            tensors = {
+                f"{names[i]}.{key}": value.contiguous() if value.ndim else value.reshape(1)
+                for i, entry in optimizer.state_dict()["state"].items()
+                for key, value in entry.items()
+            }
+            save_file(tensors, directory / "optimizer.safetensors")
+            write_json(directory / "state.json", state)
+
+        write_directory(self.path / f"step-{state['step']:06d}", write)
+        for old in sorted(self.path.glob("step-*[0-9]"))[:-2]:
+            shutil.rmtree(old)
+
+    def restore_optimizer(self, model: Qwen3, optimizer) -> None:
+        """Put the saved moments back; the parameters have the optimizer's order."""
+        state = {}
+        place = {name: i for i, (name, _) in enumerate(model.named_parameters())}
+        for full_name, tensor in load_file(self.last_checkpoint() / "optimizer.safetensors").items():
+            name, key = full_name.rsplit(".", 1)
+            state.setdefault(place[name], {})[key] = tensor.reshape(()) if key == "step" else tensor
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+    def save_best(self, model: Qwen3, tokenizer_directory, state: dict) -> None:
+        """`best/`: the policy with the highest validation utility so far."""
+
+        def write(directory: Path) -> None:
+            save_policy(model, tokenizer_directory, directory)
+            write_json(directory / "state.json", state)
+
+        write_directory(self.path / "best", write)
+
+
+def save_policy(model: Qwen3, tokenizer_directory, directory: Path) -> None:
+    model_file.save(model, directory)
+    shutil.copyfile(Path(tokenizer_directory) / "tokenizer.json", directory / "tokenizer.json")
+
+
+def write_directory(path: Path, write) -> None:
+    """Let `write(directory)` fill a directory beside `path`, then rename it into place."""
+    partial, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write(partial)
+    if path.exists():
+        os.rename(path, old)
+    os.rename(partial, path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: Path, value) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a log, a half-written last one included. (str.splitlines also splits at U+2028 and U+0085.)"""
+    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+
+
+def _before(line: str, step: int) -> bool:
+    """Whether a log line is whole and from a step that the checkpoint has seen."""
+    try:
+        return json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def policy_directory(path) -> Path:
+    """The model directory that a policy's name means: a run's `best/`, else its last checkpoint, else the path itself
+    or its `base/`. FileNotFoundError if there is none."""
+    path = Path(path)
+    candidates = [path / "best", *sorted(path.glob("step-*[0-9]"), reverse=True), path, path / "base"]
+    for candidate in candidates:
+        if (candidate / "config.json").is_file() and (candidate / "tokenizer.json").is_file():
+            return candidate
+    raise FileNotFoundError(f"{path}: no policy here (a model directory, or a run that has saved one)")
+
+
+def load_policy(path, device: str = "cpu"):
+    """(model, tokenizer) of a policy, in fp32. ValueError if the two do not fit, or if there is no such device."""
+    directory = policy_directory(path)
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {device}: torch finds no such device here")
+    model, tokenizer = model_file.load(directory, device, torch.float32), load_tokenizer(directory)
+    if tokenizer.size > model.config.vocab_size:
+        sizes = f"tokenizer.json has {tokenizer.size} ids, the model {model.config.vocab_size} rows"
+        raise ValueError(f"{directory}: {sizes}")
+    return model, tokenizer
+
+
+def rollout_row(rollout: Rollout, score: Score, step: int, advantage: float) -> dict:
+    """A rollout and its score as one JSON object, as `eval.py --show` reads it."""
+    return {
+        "step": step,
+        "advantage": round(advantage, 4),
+        "task": asdict(rollout.task),
+        "prompt_ids": list(rollout.prompt_ids),
+        "ids": list(rollout.ids),
+        "sampled": [int(s) for s in rollout.sampled],
+        "logps": [round(x, 4) for x in rollout.logps],
+        "calls": [asdict(call) for call in rollout.calls],
+        "stop": rollout.stop,
+        "score": asdict(score),
+    }
+
+
+def step_metrics(tasks: list[Task], scores: list[Score], gates, kappa, no_evidence, group_size: int) -> dict:
+    """The measures of a training step over all its rollouts, and by tier and by domain.
+
+    accuracy, tool_rate and cost are means over rollouts, gate_rate, confidence and no_evidence_rate over groups.
+    """
+
+    def measure(members: list[int]) -> dict:
+        rows = [scores[p * group_size + g] for p in members for g in range(group_size)]
+        return {
+            "accuracy": _mean(s.correct for s in rows),
+            "tool_rate": _mean(s.used_tool for s in rows),
+            "cost": _mean(s.cost for s in rows),
+            "gate_rate": _mean(gates[p] for p in members),
+            "confidence": _mean(kappa[p] for p in members),
+            "no_evidence_rate": _mean(no_evidence[p] for p in members),
+        }
+
+    out = measure(list(range(len(tasks))))
+    for cut in ("tier", "domain"):
+        names = sorted({getattr(task, cut) for task in tasks})
+        out[cut] = {name: measure([p for p, task in enumerate(tasks) if getattr(task, cut) == name]) for name in names}
+    return out
+
+
+def _mean(values) -> float:
+    values = [float(value) for value in values]
+    return sum(values) / len(values)
+
+
+def _rounded(value):
+    """Floats to six digits, all the way down: what a log needs."""
+    if isinstance(value, dict):
+        return {key: _rounded(entry) for key, entry in value.items()}
+    return round(value, 6) if isinstance(value, float) else value

@@ -1,0 +1,294 @@
+"""Command lines: bad input ends with one clear line, exit code 2 and nothing written."""
+
+import dataclasses
+import json
+import re
+import shutil
+from collections import Counter
+
+import pytest
+import torch
+from helpers import ROOT, call_main, command, files_under, random_directory, write_tasks
+from safetensors.torch import load_file, save_file
+
+import eval as eval_file
+import options
+import train
+from data import load_tasks
+from options import Options, evaluation_tasks, parse, training_tasks
+
+
+@pytest.fixture(scope="module")
+def data_file(tmp_path_factory):
+    return write_tasks(tmp_path_factory.mktemp("data") / "tasks.jsonl")
+
+
+@pytest.fixture
+def refused(tmp_path, capsys, data_file):
+    """Run train.py with these options and return the one line that it is refused with."""
+
+    def run(*words, out=tmp_path / "run", main=train.main, common=True):
+        before = files_under(tmp_path)
+        if common:
+            small = "--steps 1 --prompts 2 --group-size 2 --test-items 2 --validation-items 2".split()
+            words = (
+                *small,
+                "--model",
+                random_directory(),
+                "--data",
+                data_file,
+                "--lang-tier",
+                "low",
+                "--out",
+                out,
+                *words,
+            )
+        with pytest.raises(SystemExit) as stop:
+            call_main(main, *words)
+        printed = capsys.readouterr()
+        assert stop.value.code == 2
+        assert files_under(tmp_path) == before
+        assert "Traceback" not in printed.err and printed.err.count("\n") == 1 and printed.err.endswith("\n")
+        assert ": error: " in printed.err
+        return printed.err
+
+    return run
+
+
+# --- bad input --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--lang-tier", "medium"], "--lang-tier: invalid choice: 'medium'"),
+        (["--no-such-option", "1"], "--no-such-option"),
+        (["--step", "3"], "--step"),  # no abbreviations: a new option would change what they mean
+        (["--steps", "many"], "--steps: invalid int value: 'many'"),
+        (["--gate", "sometimes"], "--gate: invalid choice: 'sometimes'"),
+        (["--preset", "huge"], "--preset: invalid choice: 'huge'"),
+        (["--cost-weight", "-0.1"], "--cost-weight must not be negative, is -0.1"),
+        (["--cost-weight", "nan"], "--cost-weight"),
+        (["--cost-weight", "inf"], "--cost-weight"),
+        (["--learning-rate", "inf"], "--learning-rate"),
+        (["--threshold", "75"], "--threshold"),
+        (["--group-size", "0"], "--group-size must be positive, is 0"),
+        (["--steps", "-1"], "--steps must "),
+        (["--minibatches", "3", "--prompts", "2"], "--prompts must be a multiple of --minibatches"),
+        (["--tool-noise", "1.5"], "noise"),
+        (["--translator", "oracle"], "--translator is 'oracle', allowed: lexicon"),
+        (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--fields", "query=q"], "query"),
+        (["--lang-tier", "xlow"], "xlow"),  # the file has none
+        (["--resume"], "no run to resume"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_option_is_refused(refused, words, says):
+    """Catches an option that is ignored, clamped or found out about by a traceback minutes later."""
+    assert says in refused(*words)
+
+
+def test_a_missing_model_directory_is_named(refused, tmp_path):
+    """Catches a traceback from the depths of a loader."""
+    assert str(tmp_path / "nowhere") in refused("--model", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "mis-shaped", "garbage"])
+def test_weights_that_do_not_fit_are_named(refused, tmp_path, change):
+    """Catches a tensor that never arrives: the run would train random weights."""
+    broken = tmp_path / "broken"
+    shutil.copytree(random_directory(), broken)
+    tensors, name = load_file(broken / "model.safetensors"), "model.layers.1.mlp.up_proj.weight"
+    if change == "missing":
+        del tensors[name]
+    elif change == "unexpected":
+        tensors["model.layers.1.mlp.other"] = torch.zeros(1)
+    else:
+        tensors[name] = torch.zeros(3, 3)
+    save_file(tensors, broken / "model.safetensors")
+    if change == "garbage":
+        (broken / "model.safetensors").write_bytes(b"garbage")
+    line = refused("--model", broken)
+    expected = {"missing": "missing layers.1.mlp.up_proj", "unexpected": "unexpected layers.1.mlp.other",
+                "mis-shaped": r"up_proj.weight has shape \[3, 3\]", "garbage": "model.safetensors"}  # fmt: skip
+    assert re.search(expected[change], line)
+
+
+@pytest.mark.parametrize(
+    "line, says",
+    [
+        ('{"id": "x"', ":81: not JSON"),
+        ("[]", ":81: expected an object"),
+        ('{"id": "x", "language": "low-01"}', ":81: field '.*' is missing"),
+        ('{"id": "x", "language": "low-01", "tier": "medium", "split": "trained", "question": "?", "answer": "1"}',
+         ":81: field 'tier' is 'medium'"),
+    ],
+    ids=["json", "object", "field", "tier"],
+)  # fmt: skip
+def test_a_malformed_line_of_data_is_named(refused, data_file, tmp_path, line, says):
+    """Catches a bad line that is skipped, or reported without its number."""
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(data_file.read_text() + line + "\n")
+    assert re.search(re.escape(str(bad)) + says, refused("--data", bad))
+
+
+def test_data_that_is_not_text_is_named(refused, tmp_path):
+    """Catches a UnicodeDecodeError that does not say which file."""
+    bad = tmp_path / "bad.jsonl"
+    bad.write_bytes(b"\xff\xfe\x00")
+    assert str(bad) in refused("--data", bad)
+
+
+def test_data_without_validation_tasks_is_refused_at_the_start(refused, data_file, tmp_path):
+    """Catches a small file whose training dies at its first validation."""
+    few = tmp_path / "few.jsonl"
+    lines = [json.dumps(dataclasses.asdict(task)) for task in load_tasks(data_file) if options._part(task) == "train"]
+    few.write_text("\n".join(lines) + "\n")
+    assert "validation" in refused("--data", few)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_one_line(refused):
+    """Catches torch's own traceback."""
+    assert "cuda" in refused("--device", "cuda").lower()
+
+
+def test_an_existing_run_is_refused_without_resume(refused, tmp_path):
+    """Catches a second run that overwrites the first."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    assert "--resume goes on with it" in refused()
+
+
+def test_resuming_with_other_options_is_refused(refused, tmp_path):
+    """Catches a resumed run that is another experiment, and a config.json that is overwritten by it."""
+    config = parse(train.Config, "", ["--model", str(random_directory()), "--cost-weight", "0.7"])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    line = refused("--resume")
+    assert "cost_weight was 0.7, is 0.2" in line and "lang_tier was 'all', is 'low'" in line
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        ([], "--policy"),
+        (["--policy", "nowhere"], "nowhere"),
+        (["--policy", random_directory(), "--tiers", "low,medium"], "--tiers low,medium"),
+        (["--policy", random_directory(), "--items", "0"], "--items"),
+        (["--policy", random_directory(), "--mode", "sometimes"], "--mode"),
+        (["--show", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--policy", random_directory(), "--items", "2", "--json", "nowhere/out.json"], "nowhere"),
+    ],
+    ids=["no policy", "no such policy", "no such tier", "no items", "no such mode", "no such file", "no such folder"],
+)
+def test_evaluation_refuses_bad_input(refused, words, says):
+    """Catches an evaluation that finds out about its output file after hours of sampling."""
+    assert says in refused(*words, main=eval_file.main, common=False)
+
+
+def test_as_a_process_a_refusal_is_exit_code_2_and_one_line(tmp_path):
+    """Catches an error that is one line only within a test: here it is a real command line."""
+    done = command("train.py", "--out", tmp_path / "run", "--model", tmp_path / "nowhere", "--lang-tier", "low")
+    assert (done.returncode, done.stderr.count("\n"), done.stdout) == (2, 1, "")
+    assert done.stderr.startswith("train.py: error: ") and "nowhere" in done.stderr
+    assert files_under(tmp_path) == set()
+
+
+# --- options ----------------------------------------------------------------------------------------------------
+
+COMMANDS = [train.Config, eval_file.EvalOptions]
+
+
+@pytest.mark.parametrize("cls", COMMANDS)
+def test_every_option_has_a_comment_which_is_its_help(cls, capsys):
+    """Catches an option whose help is missing, or is another's."""
+    with pytest.raises(SystemExit):
+        parse(cls, "", ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for field in dataclasses.fields(cls):
+        comment = options._comments(cls)[field.name]
+        assert len(comment) > 5
+        assert f"--{field.name.replace('_', '-')}" in text and " ".join(comment.split()) in text
+
+
+@pytest.mark.parametrize("cls", COMMANDS)
+def test_defaults_are_those_of_the_dataclass(cls):
+    """Catches a parser with a default of its own."""
+    assert parse(cls, "", []) == cls()
+
+
+def test_options_are_typed():
+    """Catches numbers that stay text, and switches that cannot be switched off."""
+    found = parse(train.Config, "", "--steps 7 --cost-weight 0.5 --tool-schema --no-think-block".split())
+    assert (found.steps, found.cost_weight, found.tool_schema, found.think_block) == (7, 0.5, True, False)
+    assert parse(eval_file.EvalOptions, "", ["--policy", "a", "--policy", "b"]).policy == ("a", "b")
+
+
+def test_a_preset_is_a_set_of_defaults_that_options_override():
+    """Catches a preset that wins over what the user says, or names options that do not exist."""
+    found = parse(train.Config, "", ["--preset", "qwen3-4b", "--max-new-tokens", "9"])
+    assert (found.answer, found.tool_schema, found.max_new_tokens) == ("boxed", True, 9)
+    known = {field.name for cls in COMMANDS for field in dataclasses.fields(cls)}
+    assert {name for preset in options.PRESETS.values() for name in preset} <= known
+
+
+def test_the_readme_names_only_options_that_exist():
+    """Catches a documented command that does not run."""
+    readme = ROOT / "README.md"
+    known = {"--" + field.name.replace("_", "-") for cls in COMMANDS for field in dataclasses.fields(cls)}
+    words = re.findall(r"python (?:train|eval)\.py[^\n`]*", readme.read_text()) if readme.is_file() else []
+    assert {flag for line in words for flag in re.findall(r"--[a-z-]+", line)} - {"--help"} <= known
+
+
+# --- data -------------------------------------------------------------------------------------------------------
+
+
+def test_training_draws_follow_from_seed_and_step(data_file):
+    """Catches tasks that depend on how many were drawn before: a resumed run would see others."""
+    for found in (Options(), Options(data=str(data_file))):
+        draw, again = training_tasks(found, ["low"], 0), training_tasks(found, ["low"], 0)
+        draw(0, 6), draw(1, 6)
+        assert [task.id for task in draw(5, 6)] == [task.id for task in again(5, 6)]
+        ids = {tuple(task.id for task in training_tasks(found, ["low"], seed)(step, 6))
+               for seed, step in ((0, 5), (0, 6), (1, 5))}  # fmt: skip
+        assert len(ids) == 3
+
+
+def test_a_file_is_drawn_epoch_by_epoch(data_file):
+    """Catches tasks that are drawn twice before others are drawn once, and a tail that is never seen."""
+    pool = [task.id for task in load_tasks(data_file) if options._part(task) == "train"]
+    draw = training_tasks(Options(data=str(data_file)), ["low"], 0)
+    seen = [task.id for step in range(2 * len(pool)) for task in draw(step, 3)]
+    assert Counter(seen) == Counter({task: 6 for task in pool})
+
+
+@pytest.mark.parametrize("tiers", [["low"], ["high", "xlow"]])
+def test_training_never_sees_held_out_languages_or_items_of_other_splits(tiers):
+    """Catches the leak that would make held-out figures worthless."""
+    draw = training_tasks(Options(), tiers, 0)
+    found = [task for step in range(5) for task in draw(step, 40)]
+    assert {task.tier for task in found} == set(tiers) and {task.split for task in found} == {"trained"}
+    tests = {task.question_en for part in ("validation", "test")
+             for tasks in evaluation_tasks(Options(), part, 200).values() for task in tasks}  # fmt: skip
+    assert not tests & {task.question_en for task in found}
+
+
+def test_evaluation_groups_are_complete_and_paired():
+    """Catches groups of languages that are measured on different items."""
+    groups = evaluation_tasks(Options(), "test", 45)
+    assert list(groups) == ["high", "low", "xlow", "held-out", "synthetic"]
+    assert len({tuple(task.question_en for task in tasks) for tasks in groups.values()}) == 1
+    for tier in ("high", "low", "xlow"):
+        assert {(task.tier, task.split) for task in groups[tier]} == {(tier, "trained")}
+    assert {(task.tier, task.split) for task in groups["held-out"]} == {
+        (t, "held-out") for t in ("high", "low", "xlow")
+    }
+
+
+def test_translations_of_a_question_fall_into_one_part_of_a_file(data_file):
+    """Catches a test question that training has seen in another language."""
+    task = load_tasks(data_file)[0]
+    copies = [dataclasses.replace(task, id=f"{i}", language=f"low-0{i}") for i in range(9)]
+    assert len({options._part(copy) for copy in copies}) == 1

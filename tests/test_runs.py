@@ -1,0 +1,307 @@
+"""The run directory: what it holds survives a kill at any moment, and names mean the policy that they should."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from helpers import files_under, hand_made, random_directory
+
+import model as model_file
+import runs
+from data import Task, load_tokenizer
+from reward import Score
+from runs import Run, load_policy, policy_directory, rollout_row, write_directory
+
+
+@dataclass(frozen=True)
+class Options:
+    steps: int = 10
+    seed: int = 0
+    out: str = ""
+    resume: bool = False
+    device: str = "cpu"
+    max_rows: int = 4
+    policy: tuple = ("a",)
+    cost_weight: float = 0.1 + 0.2
+
+
+def begin(directory, resume=False, **options) -> Run:
+    run = Run(directory, Options(**options), resume)
+    run.open()
+    return run
+
+
+def train_a_little(model, optimizer, steps=3, seed=0):
+    """A few optimizer steps that depend on the seed alone."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        ids = torch.randint(0, 300, (2, 6), generator=generator)
+        model.logits(model(ids)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def fresh():
+    model = model_file.load(random_directory())
+    return model, torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0)
+
+
+# --- directories ------------------------------------------------------------------------------------------------
+
+
+def test_a_directory_appears_complete_or_not_at_all(tmp_path):
+    """Catches a checkpoint whose final name exists while it is still being written."""
+    place = tmp_path / "step-000001"
+
+    def write(directory):
+        (directory / "weights").write_text("half")
+        assert not place.exists()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_directory(place, write)
+    assert not place.exists()
+
+
+def test_a_failed_write_leaves_the_old_directory_alone(tmp_path):
+    """Catches a best policy that is deleted before its successor is on disk."""
+    place = tmp_path / "best"
+    write_directory(place, lambda d: (d / "weights").write_text("old"))
+
+    def fail(directory):
+        (directory / "weights").write_text("new")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError):
+        write_directory(place, fail)
+    assert (place / "weights").read_text() == "old"
+
+
+def test_replacing_a_directory_leaves_nothing_of_the_old_one(tmp_path):
+    """Catches files of two policies in one directory, and leftovers beside it."""
+    place = tmp_path / "best"
+    write_directory(place, lambda d: (d / "old-shard").write_text("old"))
+    write_directory(place, lambda d: (d / "weights").write_text("new"))
+    assert files_under(tmp_path) == {"best", "best/weights"}
+
+
+def test_leftovers_of_a_killed_write_are_ignored_and_swept_away(tmp_path):
+    """Catches a half-written checkpoint that is resumed from, or that makes the next write fail."""
+    killed = []
+
+    def write(directory):
+        (directory / "weights").write_text("half")
+        killed.append(directory)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_directory(tmp_path / "step-000002", write)
+    assert killed[0].exists()
+    assert Run(tmp_path, Options(), False).last_checkpoint() is None
+    write_directory(tmp_path / "step-000002", lambda d: (d / "weights").write_text("whole"))
+    assert files_under(tmp_path) == {"step-000002", "step-000002/weights"}
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_gives_back_weights_and_moments_bit_for_bit(tmp_path):
+    """Catches moments that are saved rounded, under the wrong parameter, or without their step count."""
+    model, optimizer = fresh()
+    train_a_little(model, optimizer)
+    run = begin(tmp_path / "run")
+    run.save_checkpoint(model, optimizer, random_directory(), {"step": 3})
+    resumed = Run(tmp_path / "run", Options(), True)
+    other, _ = load_policy(resumed.last_checkpoint())
+    other_optimizer = torch.optim.AdamW(other.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0)
+    resumed.restore_optimizer(other, other_optimizer)
+    before, after = optimizer.state_dict(), other_optimizer.state_dict()
+    assert before["param_groups"] == after["param_groups"] and before["state"].keys() == after["state"].keys()
+    for i, entry in before["state"].items():
+        assert entry.keys() == after["state"][i].keys()
+        assert all(torch.equal(value, after["state"][i][key]) for key, value in entry.items())
+    for m, o in ((model, optimizer), (other, other_optimizer)):
+        train_a_little(m, o, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_a_checkpoint_before_the_first_update_can_be_resumed(tmp_path):
+    """Catches an optimizer without state, after steps that had no usable group, that cannot be saved or restored."""
+    model, optimizer = fresh()
+    run = begin(tmp_path / "run")
+    run.save_checkpoint(model, optimizer, random_directory(), {"step": 1})
+    resumed = Run(tmp_path / "run", Options(), True)
+    resumed.restore_optimizer(model, optimizer)
+    assert optimizer.state_dict()["state"] == {}
+
+
+def test_the_last_two_checkpoints_are_kept(tmp_path):
+    """Catches a disk that fills up, and a directory without any checkpoint while one is replaced."""
+    model, optimizer = fresh()
+    run = begin(tmp_path / "run")
+    for step in (2, 10, 100, 1000):
+        run.save_checkpoint(model, optimizer, random_directory(), {"step": step})
+    assert sorted(path.name for path in run.path.glob("step-*")) == ["step-000100", "step-001000"]
+    assert run.last_checkpoint().name == "step-001000"
+    assert Run(run.path, Options(), True).state["step"] == 1000
+
+
+# --- beginning and resuming -------------------------------------------------------------------------------------
+
+
+def test_the_saved_configuration_is_the_resolved_one(tmp_path):
+    """Catches a config.json that holds only what was given on the command line, or rounds it."""
+    run = begin(tmp_path / "run", seed=3)
+    saved = json.loads((run.path / "config.json").read_text())
+    assert saved == {"steps": 10, "seed": 3, "out": "", "resume": False, "device": "cpu", "max_rows": 4,
+                     "policy": ["a"], "cost_weight": 0.1 + 0.2}  # fmt: skip
+
+
+def test_an_existing_run_is_not_overwritten(tmp_path):
+    """Catches a second start that silently mixes two runs in one directory."""
+    begin(tmp_path / "run")
+    with pytest.raises(ValueError, match="--resume"):
+        Run(tmp_path / "run", Options(), False)
+
+
+def test_resuming_what_is_not_there_is_an_error(tmp_path):
+    """Catches a mistyped --out that starts from scratch."""
+    with pytest.raises(ValueError, match="no run to resume"):
+        Run(tmp_path / "run", Options(), True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_with_other_options_names_them(tmp_path):
+    """Catches a run that is half one experiment and half another."""
+    begin(tmp_path / "run")
+    with pytest.raises(ValueError, match="seed was 0, is 1.*policy was .*b"):
+        Run(tmp_path / "run", Options(seed=1, policy=("b",)), True)
+    for free in (dict(steps=20), dict(out="elsewhere"), dict(device="cuda"), dict(max_rows=1), dict(resume=True)):
+        Run(tmp_path / "run", replace(Options(), **free), True)
+
+
+def test_constructing_a_run_writes_nothing(tmp_path):
+    """Catches a directory that is left behind by a start that fails later, at the model say."""
+    Run(tmp_path / "run", Options(), False)
+    assert files_under(tmp_path) == set()
+
+
+# --- logs -------------------------------------------------------------------------------------------------------
+
+
+def test_logs_are_cut_to_the_checkpoint_and_lose_a_half_written_line(tmp_path):
+    """Catches steps that stand twice in a log after a resume, and a broken line that stays in its middle."""
+    model, optimizer = fresh()
+    run = begin(tmp_path / "run")
+    for step in (1, 2, 3):
+        for name in ("metrics.jsonl", "rollouts.jsonl", "timings.jsonl"):
+            run.log(name, {"step": step, "text": "…"})
+        if step == 2:
+            run.save_checkpoint(model, optimizer, random_directory(), {"step": 2})
+    with open(run.path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "accu')
+    begin(tmp_path / "run", resume=True)
+    for name in ("metrics.jsonl", "rollouts.jsonl", "timings.jsonl"):
+        rows = [json.loads(line) for line in (run.path / name).read_text().split("\n")[:-1]]
+        assert rows == [{"step": 1, "text": "…"}, {"step": 2, "text": "…"}]
+
+
+def test_resuming_without_a_checkpoint_starts_the_logs_again(tmp_path):
+    """Catches a run killed before its first checkpoint whose steps then stand twice in the log."""
+    run = begin(tmp_path / "run")
+    run.log("metrics.jsonl", {"step": 1})
+    again = begin(tmp_path / "run", resume=True)
+    assert again.state is None and (run.path / "metrics.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\x85", "\x0c", "\r", "\n"])
+def test_line_separators_of_unicode_within_a_text_do_not_break_its_line(tmp_path, character):
+    """Catches str.splitlines, which also splits at U+2028 and U+0085: rollouts would vanish on resuming."""
+    model, optimizer = fresh()
+    run = begin(tmp_path / "run")
+    run.log("rollouts.jsonl", {"step": 1, "text": f"a{character}b"})
+    run.save_checkpoint(model, optimizer, random_directory(), {"step": 1})
+    begin(tmp_path / "run", resume=True)
+    (line,) = (run.path / "rollouts.jsonl").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    assert json.loads(line)["text"] == f"a{character}b"
+
+
+# --- finding a policy -------------------------------------------------------------------------------------------
+
+
+def test_a_policys_name_means_best_then_last_checkpoint_then_itself_then_base(tmp_path):
+    """Catches an evaluation of the wrong weights, and a half-written directory that is taken for a policy."""
+
+    def put(path):
+        shutil.copytree(random_directory(), path)
+
+    with pytest.raises(FileNotFoundError, match="no policy here"):
+        policy_directory(tmp_path / "nowhere")
+    run = tmp_path / "run"
+    put(run / "base")
+    assert policy_directory(run) == run / "base"
+    put(run / ".best.partial")
+    put(run / "step-000009")
+    assert policy_directory(run) == run / "step-000009"
+    put(run / "step-000010")
+    assert policy_directory(run) == run / "step-000010"
+    put(run / "best")
+    assert policy_directory(run) == run / "best"
+    os.remove(run / "best" / "tokenizer.json")
+    assert policy_directory(run) == run / "step-000010"
+    assert policy_directory(random_directory()) == random_directory()
+
+
+def test_the_best_policy_replaces_the_one_before(tmp_path):
+    """Catches a best/ that mixes the weights of one step with the figures of another."""
+    run = begin(tmp_path / "run")
+    for step in (1, 2):
+        model, optimizer = fresh()
+        train_a_little(model, optimizer, steps=step)
+        run.save_best(model, random_directory(), {"step": step, "utility": 0.5})
+    best, tokenizer = load_policy(run.path)
+    assert all(torch.equal(a, b) for a, b in zip(best.parameters(), model.parameters(), strict=True))
+    assert json.loads((run.path / "best" / "state.json").read_text()) == {"step": 2, "utility": 0.5}
+    assert tokenizer.control == load_tokenizer(random_directory()).control
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_an_error(tmp_path):
+    """Catches a tokenizer.json of another model: an index error in the first step, or silently wrong words."""
+    model, tokenizer = model_file.load(random_directory()), load_tokenizer(random_directory())
+    small = model_file.Qwen3(replace(model.config, vocab_size=tokenizer.size - 1))
+    model_file.save(small, tmp_path)
+    shutil.copyfile(random_directory() / "tokenizer.json", tmp_path / "tokenizer.json")
+    with pytest.raises(ValueError, match=str(tokenizer.size)):
+        load_policy(tmp_path)
+
+
+# --- rows -------------------------------------------------------------------------------------------------------
+
+
+def test_a_rollout_row_is_json_and_holds_every_part():
+    """Catches a field that is lost on the way to the viewer."""
+    tokenizer = load_tokenizer(random_directory())
+    task = Task("t", "low-01", "low", "trained", "math", "a b?", ("x", "y"), "5", "c d?", 1.5)
+    rollout = hand_made(tokenizer, task, "5", called=True)
+    row = json.loads(json.dumps(rollout_row(rollout, Score(1, "5", True, 1.0, True), step=7, advantage=0.5)))
+    assert row["step"] == 7 and row["task"]["choices"] == ["x", "y"] and row["score"]["used_tool"] is True
+    assert (tuple(row["ids"]), tuple(map(bool, row["sampled"]))) == (rollout.ids, rollout.sampled)
+    assert row["calls"][0]["cost"] == 1.0 and row["stop"] == "end" and len(row["logps"]) == len(row["ids"])
+
+
+def test_step_metrics_by_hand():
+    """Catches means over groups where means over rollouts are meant, and parts that do not hold all their rollouts."""
+    tasks = [Task(str(i), "low-01", tier, "trained", domain, "?", (), "5")
+             for i, (tier, domain) in enumerate([("low", "math"), ("low", "logic"), ("high", "math")])]  # fmt: skip
+    scores = [Score(c, "5", True, k, k > 0) for c, k in [(1, 0.0), (1, 2.0), (0, 0.0), (0, 0.0), (1, 1.0), (0, 1.0)]]
+    gates, kappa, no_evidence = torch.tensor([1.0, 0, 0]), torch.tensor([1.0, 0, 0.5]), torch.tensor([0, 0, 1])
+    found = runs.step_metrics(tasks, scores, gates, kappa, no_evidence, 2)
+    assert found["accuracy"] == 0.5 and found["tool_rate"] == 0.5 and found["cost"] == pytest.approx(4 / 6)
+    assert found["gate_rate"] == pytest.approx(1 / 3) and found["confidence"] == 0.5
+    assert found["tier"]["low"] == pytest.approx(dict(accuracy=0.5, tool_rate=0.25, cost=0.5, gate_rate=0.5,
+                                                      confidence=0.5, no_evidence_rate=0.0))  # fmt: skip
+    assert found["domain"]["math"]["cost"] == 1.0 and found["tier"]["high"]["no_evidence_rate"] == 1.0
+    assert set(found["domain"]) == {"math", "logic"}
