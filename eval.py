@@ -1,0 +1,238 @@
+"""[8] Evaluate policies side by side: accuracy, tool rate and cost by tier, language and domain; a viewer for rollouts.
+
+    python eval.py --policy runs/low --policy tiny --tiers low --mode forced
+    python eval.py --show runs/low/rollouts.jsonl
+
+All policies answer the same tasks with the same uniform numbers (common random numbers), so that their differences are
+paired. Sampling at temperature 1 is the measure, as in training; `--greedy` is another column of another table. The
+share of correct answers times 100 is what the paper calls reward.
+
+Left out: significance tests. A difference comes with its 95% interval from a paired bootstrap over tasks.
+"""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from data import Tokenizer, load_tokenizer
+from model import Qwen3
+from options import Options, clear_errors, evaluation_tasks, open_translator, parse, require
+from reward import Score, score
+from runs import load_policy, policy_directory, read_lines, write_json
+from sampler import Rollout, rollout
+from tools import Translator
+
+MEASURES = ("accuracy", "tool_rate", "cost")
+Outcome = tuple[Rollout, Score]
+
+
+def evaluate(model: Qwen3, tokenizer: Tokenizer, tasks: list, translator: Translator, options: Options,
+             mode: str = "free", temperature: float = 1.0, seed: int = 0) -> list[Outcome]:  # fmt: skip
+    """One rollout for each task and its score. The same seed means the same uniform numbers for any policy."""
+    generator = torch.Generator().manual_seed(seed)
+    rollouts = rollout(model, tokenizer, tasks, 1, translator, generator, mode=mode, temperature=temperature,
+                       **options.sampling())  # fmt: skip
+    return [(r, score(r, tokenizer, options.answer)) for r in rollouts]
+
+
+def values(outcomes: list[Outcome]) -> dict[str, np.ndarray]:
+    """Each measure's value for each outcome, [N]; the mean of an array is the measure."""
+    return {
+        "accuracy": np.array([s.correct for _, s in outcomes], dtype=float),
+        "tool_rate": np.array([s.used_tool for _, s in outcomes], dtype=float),
+        "cost": np.array([s.cost for _, s in outcomes], dtype=float),
+    }
+
+
+def summary(outcomes: list[Outcome]) -> dict[str, float]:
+    """n, the measures, and the shares of unanswered rollouts and of rollouts with an engine failure."""
+    means = {name: round(float(value.mean()), 4) for name, value in values(outcomes).items()}
+    unanswered = float(np.mean([not s.format_ok for _, s in outcomes]))
+    failed = float(np.mean([r.engine_failed for r, _ in outcomes]))
+    return {"n": len(outcomes), **means, "unanswered": round(unanswered, 4), "tool_error_rate": round(failed, 4)}
+
+
+def breakdown(outcomes: list[Outcome], key: Callable) -> dict[str, dict]:
+    """A summary for each value of `key(task)`, in the order of first appearance."""
+    parts = {}
+    for outcome in outcomes:
+        parts.setdefault(key(outcome[0].task), []).append(outcome)
+    return {name: summary(part) for name, part in parts.items()}
+
+
+def paired_difference(before: np.ndarray, after: np.ndarray, draws: int = 2000) -> tuple[float, float, float]:
+    """(mean of after - before, low, high): a 95% percentile interval, tasks resampled together. [N], [N], paired."""
+    difference = after - before
+    resampled = np.random.default_rng(0).integers(0, len(difference), (draws, len(difference)))
+    low, high = np.percentile(difference[resampled].mean(1), [2.5, 97.5])
+    return float(difference.mean()), float(low), float(high)
+
+
+def compare(before: dict[str, list[Outcome]], after: dict[str, list[Outcome]]) -> dict[str, dict]:
+    """For each group of tasks and each measure: before, after, difference and its 95% interval."""
+    report = {}
+    for group in before:
+        a, b = values(before[group]), values(after[group])
+        report[group] = {"n": len(before[group])}
+        for name in MEASURES:
+            difference, low, high = (round(x, 4) for x in paired_difference(a[name], b[name]))
+            report[group][name] = {"before": round(float(a[name].mean()), 4), "after": round(float(b[name].mean()), 4),
+                                   "difference": difference, "interval": [low, high]}  # fmt: skip
+    return report
+
+
+def compare_table(report: dict[str, dict], before: str, after: str) -> str:
+    """The report of `compare` as text: reward is accuracy x 100."""
+    head = f"{'':12}{'reward':^37}   {'tool rate':^14}   {'cost':^12}"
+    lines = [
+        head,
+        f"{'':12}{before:>8}{after:>8}  {'difference [95%]':<21}  {before:>7}{after:>7}  {before:>7}{after:>7}",
+    ]
+    for group, row in report.items():
+        a, t, c = (row[name] for name in MEASURES)
+        low, high = a["interval"]
+        difference = f"{100 * a['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+        lines.append(f"{group:12}{100 * a['before']:8.1f}{100 * a['after']:8.1f}  {difference:<21}  "
+                     f"{t['before']:7.2f}{t['after']:7.2f}  {c['before']:7.2f}{c['after']:7.2f}")  # fmt: skip
+    return "\n".join(lines)
+
+
+def table(reports: dict[str, dict[str, dict]], title: str) -> str:
+    """policy -> part -> summary, as text: a line for each part, three columns for each policy."""
+    names = [name[-22:] for name in reports]
+    lines = ["", f"{title:22}" + "".join(f"{name:^24}" for name in names)]
+    lines.append(f"{'':22}" + "".join(f"{'reward':>8}{'tool':>7}{'cost':>7}  " for _ in names))
+    for part in dict.fromkeys(part for report in reports.values() for part in report):
+        cells = [report[part] for report in reports.values()]
+        lines.append(f"{part:22}" + "".join(
+            f"{100 * c['accuracy']:8.1f}{c['tool_rate']:7.2f}{c['cost']:7.2f}  " for c in cells))  # fmt: skip
+    return "\n".join(lines)
+
+
+# --- the viewer -------------------------------------------------------------------------------------------------
+
+
+def show(path, limit: int, out=sys.stdout) -> None:
+    """Print the rollouts of a `rollouts.jsonl`: what the policy sampled stands out, what was inserted is dim (or in
+    ⟦ ⟧ where the output has no colours). ValueError naming file and line for a line that is no rollout."""
+    path = Path(path)
+    lines = read_lines(path)
+    tokenizer = load_tokenizer(policy_directory(path.parent))
+    mine, theirs = ("\033[1;32m{}\033[0m", "\033[2m{}\033[0m") if out.isatty() else ("{}", "⟦{}⟧")
+    for number, line in enumerate(lines[-limit:], start=max(0, len(lines) - limit) + 1):
+        try:
+            row = json.loads(line)
+            task, result, ids, sampled = row["task"], row["score"], row["ids"], row["sampled"]
+            turn = "".join(
+                (mine if sampled[a] else theirs).format(tokenizer.decode(ids[a:b])) for a, b in _runs(sampled)
+            )
+            verdict = "right" if result["correct"] else f"wrong, the answer is {task['answer']!r}"
+            head = (f"--- step {row.get('step', '-')}  {task['id']}  {verdict}, cost {result['cost']:.2f}, "
+                    f"stop {row['stop']}, advantage {row.get('advantage', 0):+.2f}")  # fmt: skip
+            question = "\n".join((task["question"], *task["choices"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}:{number}: not a rollout ({error!r})") from None
+        print(f"{head}\n{question}\n> {turn}\n", file=out)
+
+
+def _runs(flags: list) -> list[tuple[int, int]]:
+    """The stretches [a, b) of equal flags."""
+    edges = [0, *(i for i in range(1, len(flags)) if flags[i] != flags[i - 1]), len(flags)]
+    return list(zip(edges, edges[1:], strict=False)) if flags else []
+
+
+def plot(reports: dict[str, dict[str, dict]], path: str) -> None:
+    """Accuracy over cost, one mark for each policy and group of tasks. Needs matplotlib, the `plots` extra."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise ValueError("--plot needs matplotlib: pip install matplotlib") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    groups = list(next(iter(reports.values())))
+    colours = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
+    for i, (name, report) in enumerate(reports.items()):
+        for j, group in enumerate(groups):
+            axes.scatter(report[group]["cost"], 100 * report[group]["accuracy"], color=colours[i % 8], s=60,
+                         marker="osD^vP*X"[j % 8], label=group if i == 0 else None)  # fmt: skip
+        axes.plot([], [], color=colours[i % 8], linewidth=4, label=name)
+    axes.set(xlabel="cost a task (1 = one call of mean length)", ylabel="reward (accuracy x 100)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=150)
+
+
+@dataclass(frozen=True)
+class EvalOptions(Options):
+    """Options of eval.py."""
+
+    policy: tuple[str, ...] = ()  # a run directory or a model directory; may be repeated
+    mode: Literal["free", "forced", "forbidden"] = "free"  # calls as the policy likes, an inserted call first, none
+    tiers: str = ""  # groups of languages, separated by commas (default: all there are)
+    part: Literal["validation", "test"] = "test"  # which items
+    items: int = 500  # items rendered in each group
+    greedy: bool = False  # take the likeliest token instead of sampling at temperature 1
+    by_language: bool = False  # also a table by language
+    seed: int = 0  # of the uniform numbers
+    json: str = ""  # write all figures to this file
+    plot: str = ""  # draw accuracy over cost into this file
+    show: str = ""  # print the rollouts of this file and stop
+    limit: int = 20  # how many rollouts to show, the last ones
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse(EvalOptions, __doc__, argv)
+    with clear_errors():
+        if options.show:
+            show(options.show, options.limit)
+            return
+        require(bool(options.policy), "name at least one --policy, or a file to --show")
+        require(not options.plot or importlib.util.find_spec("matplotlib") is not None,
+                "--plot needs matplotlib: pip install matplotlib")  # fmt: skip
+        for path in filter(None, (options.json, options.plot)):
+            require(Path(path).parent.is_dir(), f"{path}: there is no directory {Path(path).parent}")
+        groups = evaluation_tasks(options, options.part, options.items)
+        wanted = options.tiers.split(",") if options.tiers else list(groups)
+        require(set(wanted) <= set(groups), f"--tiers {options.tiers}: there are {', '.join(groups)}")
+        policies = {name: load_policy(name, options.device) for name in options.policy}
+        translator = open_translator(options)
+    outcomes = {}
+    for name, (model, tokenizer) in policies.items():
+        temperature = 0.0 if options.greedy else 1.0
+        outcomes[name] = {
+            group: evaluate(
+                model, tokenizer, groups[group], translator, options, options.mode, temperature, options.seed
+            )
+            for group in wanted
+        }
+    print(f"{options.items} {options.part} items a group, mode {options.mode}, "
+          f"{'greedy' if options.greedy else 'sampled at temperature 1'}, seed {options.seed}")  # fmt: skip
+    everything = {name: [o for group in by_group.values() for o in group] for name, by_group in outcomes.items()}
+    cuts = {"group": {name: {g: summary(o) for g, o in by_group.items()} for name, by_group in outcomes.items()}}
+    for cut in ("domain", "language"):
+        cuts[cut] = {name: breakdown(o, lambda task, cut=cut: getattr(task, cut)) for name, o in everything.items()}
+    for cut, reports in cuts.items():
+        if cut != "language" or options.by_language:
+            print(table(reports, f"by {cut}"))
+    first, *others = options.policy
+    differences = {name: compare(outcomes[first], outcomes[name]) for name in others}
+    for name, report in differences.items():
+        print(f"\n{name} against {first}\n{compare_table(report, 'first', 'other')}")
+    if options.json:
+        write_json(Path(options.json), {"options": {**vars(options)}, **cuts, "differences": differences})
+    if options.plot:
+        with clear_errors():
+            plot(cuts["group"], options.plot)
+
+
+if __name__ == "__main__":
+    main()
