@@ -1,0 +1,319 @@
+"""[9] Train a policy to call the translator where it helps: the whole experiment, one command.
+
+    python train.py --lang-tier low
+
+Each step follows the stages of the code base: draw tasks [1], sample a group of rollouts for each with the model [2]
+and the tool [3, 4], score them [5], turn scores into confidence, gate, shaped reward and advantages [7], and take a few
+optimizer steps on the clipped objective of the log-probs [6, 7]. At the end base and result are evaluated on the same
+items [8].
+
+Everything random follows from the seed and the step's number, so a run that was killed goes on with --resume to the
+same bits. Left out: KL penalties, learning-rate schedules beyond a warm-up, replay, asynchronous rollouts.
+"""
+
+import json
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import gspo
+from eval import compare, compare_table, evaluate, summary
+from logprob import token_logps
+from model import Qwen3
+from options import Options, clear_errors, evaluation_tasks, open_translator, parse, require, training_tasks
+from reward import score
+from runs import Run, load_policy, policy_directory, rollout_row, step_metrics, write_json
+from sampler import Rollout, rollout
+
+
+@dataclass(frozen=True)
+class Config(Options):
+    """Options of train.py. The defaults are those of the tiny preset, found on validation items (LOG.md)."""
+
+    model: str = "tiny"  # the policy to begin with: a model directory
+    out: str = ""  # run directory (default: runs/ and the tier)
+    resume: bool = False  # go on with the run in --out
+    lang_tier: Literal["high", "low", "xlow", "all"] = "all"  # languages to train on
+    steps: int = 100  # training steps
+    prompts: int = 32  # tasks a step
+    group_size: int = 8  # rollouts of each task
+    gate: Literal["native", "group", "probe", "always", "never"] = "native"  # where a call is charged
+    threshold: float = 0.95  # confidence from which the gate is open (tau)
+    penalty: Literal["multiply", "subtract"] = "multiply"  # form of the charge
+    cost_weight: float = 0.2  # what a call of mean length takes off a right answer (lambda)
+    probe_rollouts: int = 4  # extra tool-free rollouts of each task, for --gate probe
+    advantage_scale: Literal["group", "batch", "none"] = "none"  # what advantages are divided by
+    ratio: Literal["sequence", "token"] = "token"  # importance ratio and weight: GSPO's a rollout, or GRPO's a token
+    clip_low: float = 0.2  # ratios below 1 - clip_low get no further
+    clip_high: float = 0.2  # ratios above 1 + clip_high get no further
+    minibatches: int = 2  # optimizer steps on each step's rollouts
+    micro_tokens: int = 16384  # padded tokens in one forward
+    learning_rate: float = 1e-3  # of AdamW, after the warm-up
+    warmup_steps: int = 5  # steps over which the learning rate rises
+    max_grad_norm: float = 1.0  # gradients are scaled down to this norm
+    temperature: float = 1.0  # of sampling and of the loss
+    seed: int = 0  # of the tasks and of the sampling
+    eval_every: int = 20  # steps between validations, which choose best/
+    validation_items: int = 200  # validation items in each training tier
+    save_every: int = 20  # steps between checkpoints
+    test_items: int = 500  # test items in each group of languages, for the closing table
+    log_rollouts: int = 8  # rollouts of each step kept in rollouts.jsonl
+
+    def check(self) -> None:
+        super().check()
+        require(self.threshold <= 1, f"--threshold is a confidence, at most 1, not {self.threshold}")
+        require(self.prompts % self.minibatches == 0, "--prompts must be a multiple of --minibatches")
+
+
+def generator(seed: int, step: int, purpose: int) -> torch.Generator:
+    """A random generator that depends on nothing but its arguments: this is what makes a run resumable."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 8 + purpose)
+
+
+# --- from rollouts to an update ---------------------------------------------------------------------------------
+
+
+def plan(lengths: list[int], budget: int) -> list[list[int]]:
+    """Split rows into micro-batches of at most `budget` padded tokens, rows of like length together."""
+    order, batches = sorted(range(len(lengths)), key=lambda i: lengths[i]), []
+    for i in order:
+        if batches and (len(batches[-1]) + 1) * lengths[i] <= budget:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def policy_logps(model: Qwen3, rollouts: list[Rollout], temperature: float, valid_vocab: int):
+    """The model's log-probs of what it sampled: (logps, entropies, sampled), each [B, T] over the ids after the prompt.
+
+    Entries that were not sampled are 0. Hidden states are computed for all tokens, the head only for sampled ones.
+    """
+    device = model.embed_tokens.weight.device
+    B, T = len(rollouts), max(len(r.ids) for r in rollouts)
+    rows = [[*r.prompt_ids, *r.ids] for r in rollouts]
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
+    sampled = torch.tensor([[*r.sampled, *[False] * (T - len(r.ids))] for r in rollouts], device=device)  # [B, T]
+    row, t = sampled.nonzero(as_tuple=True)  # [N] each
+    at = torch.tensor([len(r.prompt_ids) for r in rollouts], device=device)[row] + t
+    hidden = model(ids)[row, at - 1]  # [N, C]: the state before a token predicts it
+    logps, entropy = token_logps(hidden, model.lm_head.weight, ids[row, at], temperature, valid_vocab)
+    place = (row, t)
+    return logps.new_zeros(B, T).index_put(place, logps), entropy.new_zeros(B, T).index_put(place, entropy), sampled
+
+
+def split(rollouts: list[Rollout], advantages: Tensor, config: Config) -> list[tuple[list[list[int]], int]]:
+    """The minibatches of a step, each as (its micro-batches of rollout numbers, its number of rollouts).
+
+    Minibatches are whole groups. Rows with advantage 0 count in the denominator and are not run: their gradient is 0.
+    """
+    size = config.prompts // config.minibatches * config.group_size
+    minibatches = []
+    for first in range(0, len(rollouts), size):
+        members = range(first, min(first + size, len(rollouts)))
+        rows = [i for i in members if advantages[i] != 0]
+        lengths = [len(rollouts[i].prompt_ids) + len(rollouts[i].ids) for i in rows]
+        minibatches.append(([[rows[i] for i in batch] for batch in plan(lengths, config.micro_tokens)], len(members)))
+    return minibatches
+
+
+def update(model: Qwen3, optimizer, rollouts: list[Rollout], advantages: Tensor, config: Config, vocab: int) -> dict:
+    """The optimizer steps on one batch of rollouts; returns means of what there is to log.
+
+    Old log-probs come from the same forward over the same micro-batches that will be trained, never from the sampler:
+    in the first minibatch they are the detached new ones, for the others they are computed before the first optimizer
+    step. So every ratio is exactly 1 before the policy moves.
+    """
+    minibatches = split(rollouts, advantages, config)
+
+    def logps_of(batch):
+        return policy_logps(model, [rollouts[i] for i in batch], config.temperature, vocab)  # [6]
+
+    with torch.no_grad():
+        old = {batch[0]: logps_of(batch)[0] for batches, _ in minibatches[1:] for batch in batches}
+    means, updates, mismatch, total_loss, highest = Means(), 0, [], 0.0, 0.0
+    for batches, rows in minibatches:
+        for batch in batches:
+            logps, entropy, sampled = logps_of(batch)
+            old_logps = old.get(batch[0], logps.detach())
+            A = advantages[batch].to(logps.device)
+            loss, metrics = gspo.gspo_loss(  # [7]
+                logps, old_logps, sampled, A, config.clip_low, config.clip_high, config.ratio
+            )
+            share = len(batch) / rows
+            (loss * share).backward()
+            total_loss += loss.item() * share
+            highest = max(highest, float(metrics.pop("ratio_max")))
+            means.add({**metrics, "entropy": entropy.sum() / sampled.sum()}, int(sampled.sum()))
+            if not updates:  # same weights as the sampler had: what remains is the two computations' difference
+                theirs = [torch.tensor(rollouts[i].logps, device=logps.device) for i in batch]
+                theirs = torch.nn.utils.rnn.pad_sequence(theirs, batch_first=True)  # [B, T]
+                mismatch.append((logps.detach() - theirs)[sampled].abs())
+        if batches:
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm or torch.inf)
+            means.add({"grad_norm": norm}, 1)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            updates += 1
+    if not updates:
+        return {"updates": 0}
+    off = torch.cat(mismatch)
+    return {
+        "updates": updates,
+        "loss": total_loss / updates,
+        "ratio_max": highest,
+        **means.take(),
+        "sampler_mismatch": float(off.mean()),
+        "sampler_mismatch_max": float(off.max()),
+    }
+
+
+class Means:
+    """Weighted means of named numbers."""
+
+    def __init__(self):
+        self.totals = {}
+
+    def add(self, values: dict, weight: float) -> None:
+        for name, value in values.items():
+            total, weights = self.totals.get(name, (0.0, 0.0))
+            self.totals[name] = (total + float(value) * weight, weights + weight)
+
+    def take(self) -> dict[str, float]:
+        return {name: total / weights for name, (total, weights) in self.totals.items()}
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------
+
+
+def train_step(model, tokenizer, optimizer, tasks, translator, config: Config, step: int) -> tuple[dict, list[dict]]:
+    """One step: sample, score, shape, update. Returns the metrics, and rows for rollouts.jsonl."""
+    P, G = len(tasks), config.group_size
+    sampling = {"temperature": config.temperature, **config.sampling()}
+    rollouts = rollout(model, tokenizer, tasks, G, translator, generator(config.seed, step, 0), **sampling)  # [4]
+    scores = [score(r, tokenizer, config.answer) for r in rollouts]  # [5]
+    correct = torch.tensor([float(s.correct) for s in scores]).view(P, G)
+    used_tool = torch.tensor([s.used_tool for s in scores]).view(P, G)
+    cost = torch.tensor([s.cost for s in scores]).view(P, G)
+    valid = torch.tensor([not r.engine_failed for r in rollouts]).view(P, G)
+    probe = None
+    if config.gate == "probe":
+        extra = rollout(model, tokenizer, tasks, config.probe_rollouts, translator, generator(config.seed, step, 1),
+                        mode="forbidden", **sampling)  # fmt: skip
+        probe = torch.tensor([score(r, tokenizer, config.answer).correct for r in extra]).view(P, -1)
+
+    estimator = config.gate if config.gate in gspo.ESTIMATORS else "native"  # logged, also where it gates nothing
+    kappa = gspo.confidence(correct, used_tool, estimator, probe, valid)  # [7]
+    gates = gspo.gate(kappa, config.gate, config.threshold)
+    reward = gspo.shaped_reward(correct, cost, gates, config.cost_weight, config.penalty)
+    advantages = gspo.group_advantages(reward, config.advantage_scale, valid)
+    updated = update(model, optimizer, rollouts, advantages.flatten(), config, tokenizer.size)
+
+    silent = (advantages == 0).all(-1)
+    metrics = step_metrics(tasks, scores, gates, kappa, (~used_tool & valid).sum(-1) == 0, G)
+    metrics |= {
+        "reward": float(reward.mean()),
+        "all_right_rate": float((silent & (correct == 1).all(-1)).float().mean()),
+        "all_wrong_rate": float((silent & (correct == 0).all(-1)).float().mean()),
+        "unanswered": sum(not s.format_ok for s in scores) / len(scores),
+        "malformed_calls": sum(call.error == "malformed" for r in rollouts for call in r.calls),
+        "tool_error_rate": 1 - float(valid.float().mean()),
+        "tokens": sum(len(r.ids) for r in rollouts) / len(rollouts),
+    }
+    every = max(1, len(rollouts) // max(1, config.log_rollouts))
+    kept = list(range(0, len(rollouts), every))[: config.log_rollouts]
+    logged = [rollout_row(rollouts[i], scores[i], step + 1, float(advantages.flatten()[i])) for i in kept]
+    return metrics | updated, logged
+
+
+def validate(model, tokenizer, validation, tiers, translator, config: Config) -> dict:
+    """Validation of the tiers in training: summaries by tier, and the utility that chooses `best/`."""
+    by_tier = {tier: summary(evaluate(model, tokenizer, validation[tier], translator, config)) for tier in tiers}
+    utility = sum(v["accuracy"] - config.cost_weight * v["cost"] for v in by_tier.values()) / len(tiers)
+    return {"utility": round(utility, 6), "tier": by_tier}
+
+
+def report(run: Run, base: Path, translator, config: Config, started: float) -> None:
+    """Evaluate base and result on the same test items, print the closing table and write `report.json`."""
+    tests = evaluation_tasks(config, "test", config.test_items)
+    result = policy_directory(run.path)
+    outcomes = []
+    for directory in (base, result):
+        policy = load_policy(directory, config.device)
+        outcomes.append({group: evaluate(*policy, tasks, translator, config) for group, tasks in tests.items()})  # [8]
+    compared = compare(*outcomes)
+    print(f"\nbase against {result}, {config.test_items} test items a group, sampled at temperature 1")
+    print(compare_table(compared, "base", "result"))
+    seconds = time.perf_counter() - started
+    best = json.loads((result / "state.json").read_text())
+    write_json(run.path / "report.json", {"groups": compared, "result": best, "seconds": round(seconds, 1)})
+    print(f"written to {run.path}, {seconds / 60:.1f} minutes")
+
+
+def main(argv: list[str] | None = None) -> None:
+    started = time.perf_counter()
+    config = parse(Config, __doc__, argv)
+    with clear_errors():
+        tiers = ["high", "low", "xlow"] if config.lang_tier == "all" else [config.lang_tier]
+        draw_tasks = training_tasks(config, tiers, config.seed)  # [1]
+        validation = evaluation_tasks(config, "validation", config.validation_items)
+        require(set(tiers) <= set(validation), f"--data {config.data}: no validation tasks in {', '.join(tiers)}")
+        translator = open_translator(config)  # [3]
+        base = policy_directory(config.model)
+        run = Run(config.out or f"runs/{config.lang_tier}", config, config.resume)
+        model, tokenizer = load_policy(run.last_checkpoint() if run.state else base, config.device)  # [2]
+        optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+        if run.state:
+            run.restore_optimizer(model, optimizer)
+        run.open()
+    print(json.dumps(asdict(config), indent=2))
+    first = config.chat.prompt(draw_tasks(0, 1)[0], tokenizer)
+    print(f"first prompt:\n{tokenizer.decode(first)}")
+
+    state = run.state or {"step": 0, "best": None}
+    interrupted = []  # Ctrl-C lets the step finish and be saved; the second one is not caught
+    signal.signal(signal.SIGINT, lambda *_: (interrupted.append(1), signal.signal(signal.SIGINT, signal.SIG_DFL)))
+    progress = tqdm(range(state["step"], config.steps), initial=state["step"], total=config.steps, unit="step")
+    for step in progress:
+        clock, is_last = time.perf_counter(), step + 1 == config.steps
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * min(1.0, (step + 1) / (config.warmup_steps + 1))
+        tasks = draw_tasks(step, config.prompts)
+        metrics, logged = train_step(model, tokenizer, optimizer, tasks, translator, config, step)
+        if (step + 1) % config.eval_every == 0 or is_last:
+            metrics["validation"] = validate(model, tokenizer, validation, tiers, translator, config)
+            if state["best"] is None or metrics["validation"]["utility"] > state["best"]["utility"]:
+                state["best"] = {"step": step + 1, **metrics["validation"]}
+                run.save_best(model, base, state["best"])
+        run.log_step(step + 1, metrics, logged, time.perf_counter() - clock)
+        state["step"] = step + 1
+        is_stopping = bool(interrupted)  # asked once: the signal may come at any line
+        if (step + 1) % config.save_every == 0 or is_last or is_stopping:
+            run.save_checkpoint(model, optimizer, base, state)
+        if "validation" in metrics:
+            tqdm.write(f"step {step + 1:4d}  validation  " + status(metrics["validation"]["tier"]))
+        progress.set_postfix_str(status(metrics["tier"]) + ("" if metrics["updates"] else ", no usable group"))
+        if is_stopping:
+            progress.close()
+            print(f"stopped after step {step + 1}; --resume with the same options goes on from there")
+            sys.exit(130)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    report(run, base, translator, config, started)
+
+
+def status(by_tier: dict[str, dict]) -> str:
+    """Reward, tool rate and cost of each tier, for a line on the screen."""
+    return ", ".join(f"{tier} {100 * m['accuracy']:.0f} tool {m['tool_rate']:.2f} cost {m['cost']:.2f}"
+                     for tier, m in by_tier.items())  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
