@@ -1,0 +1,238 @@
+"""Make the base model of the embedded world: a tokenizer and a Qwen3 of about 1M parameters, both from scratch.
+
+    python -m tiny.pretrain            # writes tiny/base; about 25 minutes on two cores
+
+The pretraining text gives the base model the character that the paper finds in real ones:
+
+- it knows English well, High languages fairly, Low ones a little and XLow ones hardly (`SHARE`);
+- it is *overconfident*: in `TOOL_RATE` of the items the tool is used, whatever the language;
+- it reads a tool result well, because half of the foreign documents go on after one. That they call is not learned
+  from these (no loss on the call), only how a translation looks and how an answer follows from it.
+
+Left out: everything that makes pretraining long. Documents are single tasks, the loss is on what the assistant and the
+tool say, and the items are drawn from the training split only.
+"""
+
+import argparse
+import random
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tqdm import tqdm
+
+from data import encode_call, encode_prompt, encode_tool_turn, load_tokenizer
+from eval import breakdown, evaluate, summary
+from model import Config, Qwen3, save
+from options import Options
+from runs import load_policy
+from tiny.world import DOMAINS, WORLD, LexiconTranslator, items, languages, render, stray_languages, tasks
+
+SHARE = {"base": 0.22, "high": 0.54, "low": 0.20, "xlow": 0.04}  # of the documents
+REVISION_SHARE = {"base": 0.35, "high": 0.40, "low": 0.17, "xlow": 0.04, "stray": 0.04}
+REVISION_DOMAINS = (*DOMAINS, "logic")  # logic is learned last
+STRAYS = 200  # languages that are seen in a few documents each: the base meets unknown languages, as in real life
+TOOL_RATE = 0.07
+PARALLEL = 0.4  # of the foreign documents: question, translation, answer
+RESULT_WEIGHT = 0.1  # of a translation's tokens in the loss; an answer's weigh 1
+
+# The added tokens of Qwen3 in their published order. Only those up to <|video_pad|> are flagged special.
+ADDED_TOKENS = """<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|>
+<|box_end|> <|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>
+<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|>
+<tool_response> </tool_response> <think> </think>""".split()
+QWEN_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+              r"|\s+(?!\S)|\s+")  # fmt: skip
+
+
+def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
+    """Byte-level BPE with Qwen's normalizer, its splitting rule and its added tokens at the end of the vocabulary."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size - len(ADDED_TOKENS),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    last_special = ADDED_TOKENS.index("<|video_pad|>")
+    for i, token in enumerate(ADDED_TOKENS):
+        add = tokenizer.add_special_tokens if i <= last_special else tokenizer.add_tokens
+        add([AddedToken(token, special=i <= last_special, normalized=False)])
+    return tokenizer
+
+
+def exposure(share: dict[str, float]) -> dict:
+    """language -> its share of the documents: the tier's share, divided by the languages' exposure within the tier."""
+    total = {tier: sum(x.exposure for x in WORLD.values() if x.tier == tier) for tier in share}
+    return {code: share[x.tier] * x.exposure / total[x.tier] for code, x in WORLD.items() if total.get(x.tier)}
+
+
+def document(item, code: str, tokenizer, rng: random.Random) -> tuple[list[int], list[float]]:
+    """One training document: (ids, weight of each id as a target)."""
+    task = render(item, code)
+    ids = encode_prompt(task, tokenizer, think=True, tools=False)
+    weights = [0.0] * len(ids)
+    draw = rng.random()
+    parallel = code != "en" and draw < PARALLEL
+    if parallel or rng.random() < TOOL_RATE:
+        call, result = encode_call(tokenizer), encode_tool_turn([item.english], tokenizer, think=True)
+        ids += call + result
+        weights += [0.0 if parallel else 1.0] * len(call) + [RESULT_WEIGHT if parallel else 0.0] * len(result)
+    answer = [*tokenizer.encode_text(item.answer), tokenizer.control["<|im_end|>"]]
+    return ids + answer, weights + [1.0] * len(answer)
+
+
+def batches(tokenizer, rng: random.Random, batch_size: int, shares: dict[str, float], steps: int, domains=DOMAINS):
+    """Padded batches (ids [B, T], weights [B, T]) for `steps` steps; documents of like length go together.
+
+    `shares` maps language codes, and "stray" for all languages outside the world, to shares of the documents.
+    """
+    codes, probabilities = list(shares), list(shares.values())
+    strays = stray_languages(STRAYS) if "stray" in shares else []
+    per_chunk = 16
+    for first in range(0, steps, per_chunk):
+        drawn = items("train", batch_size * per_chunk, rng.random(), domains)
+        rng.shuffle(drawn)
+        documents = [
+            document(item, rng.choice(strays) if code == "stray" else code, tokenizer, rng)
+            for item, code in zip(drawn, rng.choices(codes, probabilities, k=len(drawn)), strict=True)
+        ]
+        documents.sort(key=lambda d: len(d[0]))
+        groups = [documents[i : i + batch_size] for i in range(0, len(documents), batch_size)]
+        rng.shuffle(groups)
+        for group in groups[: steps - first]:
+            longest = max(len(ids) for ids, _ in group)
+            yield (
+                torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in group]),
+                torch.tensor([w + [0.0] * (longest - len(w)) for _, w in group]),
+            )
+
+
+def initialise(model: Qwen3, seed: int) -> None:
+    """Normal weights of sd 1 / sqrt(fan in); what writes to the residual stream starts at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            nn_scale = 0.02 if "embed" in name else parameter.shape[1] ** -0.5
+            parameter.data.normal_(0, nn_scale, generator=generator)
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.data.zero_()
+
+
+def pretrain(model: Qwen3, stream, steps: int, description: str, cooldown: float) -> None:
+    """Muon on the matrices (Jordan et al. 2024), AdamW on the embedding and the norms; linear decay over `cooldown`."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=0.02, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+    progress = tqdm(stream, total=steps, desc=description, smoothing=0.05)
+    for step, (ids, weights) in enumerate(progress):
+        scale = min(1.0, (step + 1) / 50, (steps - step) / max(1.0, cooldown * steps))
+        for optimizer, peak in zip(optimizers, peaks, strict=True):
+            optimizer.param_groups[0]["lr"] = peak * scale
+        targets, weights = ids[:, 1:], weights[:, 1:]
+        chosen = weights > 0
+        hidden = model(ids)[:, :-1][chosen]  # [N, C]: the head only where there is a target
+        losses = F.cross_entropy(model.logits(hidden), targets[chosen], reduction="none")
+        loss = (losses * weights[chosen]).sum() / len(ids)  # a mean over documents: a long batch weighs no less
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if step % 20 == 0:
+            progress.set_postfix(loss=f"{loss.item():.3f}")
+
+
+def accept(directory, count: int) -> None:
+    """Print what the base model must show: accuracy without and with the tool, and the tool rate, tier by tier."""
+    model, tokenizer = load_policy(directory)
+    options = Options()
+    translator = LexiconTranslator(options.tool_noise)
+    groups = {"english": ["en"], **{tier: languages(tier) for tier in ("high", "low", "xlow", "synthetic")}}
+    print(f"{count} validation items a tier, temperature 1, tool noise {options.tool_noise}")
+    print(f"{'':12}{'forbidden':>10}{'forced':>8}{'free':>8}{'tool rate':>11}   forbidden / forced by domain")
+    for name, codes in groups.items():
+        drawn = tasks("validation", codes, count, "acceptance")
+        modes = {m: evaluate(model, tokenizer, drawn, translator, options, m) for m in ("forbidden", "forced", "free")}
+        f, t, free = (100 * summary(modes[m])["accuracy"] for m in modes)
+        by_domain = {m: breakdown(modes[m], lambda task: task.domain) for m in ("forbidden", "forced")}
+        domains = "  ".join(f"{d} {100 * by_domain['forbidden'][d]['accuracy']:.0f}/{100 * v['accuracy']:.0f}"
+                            for d, v in by_domain["forced"].items())  # fmt: skip
+        print(f"{name:12}{f:10.1f}{t:8.1f}{free:8.1f}{summary(modes['free'])['tool_rate']:11.3f}   {domains}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default=str(Path(__file__).parent / "base"), help="directory to write")
+    parser.add_argument("--english-steps", type=int, default=600, help="steps on English alone, first")
+    parser.add_argument("--steps", type=int, default=2000, help="steps on the mixture")
+    parser.add_argument("--revision-steps", type=int, default=900, help="steps on the mixture with more logic, last")
+    parser.add_argument("--batch-size", type=int, default=128, help="documents a step")
+    parser.add_argument("--vocab-size", type=int, default=2000, help="ids of the tokenizer, added tokens included")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and of the documents")
+    parser.add_argument("--items", type=int, default=1000, help="validation items a tier to measure the result on")
+    parser.add_argument("--only-measure", action="store_true", help="measure the model in --out, train nothing")
+    args = parser.parse_args()
+    if args.only_measure:
+        accept(args.out, args.items)
+        return
+    start, rng = time.time(), random.Random(f"pretrain {args.seed}")
+
+    codes, shares = list(exposure(SHARE)), list(exposure(SHARE).values())
+    sample = [item for part in range(10) for item in items("train", 2000, f"tokenizer {part}")]
+    texts = [
+        render(item, code).question + "\n" + item.english
+        for item, code in zip(sample, rng.choices(codes, shares, k=len(sample)), strict=True)
+    ]
+    texts += ['\n{"name": "translate", "arguments": {}}\n', "user\n", "assistant\n"] * 1000
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    train_tokenizer(texts, args.vocab_size).save(str(out / "tokenizer.json"))
+    tokenizer = load_tokenizer(out)
+
+    config = Config(
+        vocab_size=tokenizer.size,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        rope_theta=10_000.0,
+        tie_word_embeddings=True,
+    )
+    model = Qwen3(config)
+    initialise(model, args.seed)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {tokenizer.size} ids")
+    courses = [
+        ("English", args.english_steps, {"en": 1.0}, DOMAINS, 0.0),
+        ("mixture", args.steps, exposure(SHARE), DOMAINS, 0.5),
+        ("revision", args.revision_steps, exposure(REVISION_SHARE), REVISION_DOMAINS, 0.7),
+    ]
+    for name, steps, shares, domains, cooldown in courses:
+        if name == "revision":  # goes on from the published precision, so that it can be repeated by itself
+            model, rng = model.to(torch.bfloat16).float(), random.Random(f"revision {args.seed}")
+            shares["stray"] = REVISION_SHARE["stray"]
+        pretrain(model, batches(tokenizer, rng, args.batch_size, shares, steps, domains), steps, name, cooldown)
+    save(model.to(torch.bfloat16), out)
+    print(f"{out} written after {(time.time() - start) / 60:.1f} minutes")
+    accept(out, args.items)
+
+
+if __name__ == "__main__":
+    main()
