@@ -11,6 +11,7 @@ Left out: significance tests. A difference comes with its 95% interval from a pa
 """
 
 import importlib.util
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -158,13 +159,14 @@ def plot(reports: dict[str, dict[str, dict]], path: str) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    groups = list(next(iter(reports.values())))
-    colours = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
-    for i, (name, report) in enumerate(reports.items()):
-        for j, group in enumerate(groups):
-            axes.scatter(report[group]["cost"], 100 * report[group]["accuracy"], color=colours[i % 8], s=60,
-                         marker="osD^vP*X"[j % 8], label=group if i == 0 else None)  # fmt: skip
-        axes.plot([], [], color=colours[i % 8], linewidth=4, label=name)
+    colours = itertools.cycle(["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"])
+    markers = dict(zip(next(iter(reports.values())), itertools.cycle("osD^vP*X"), strict=False))  # of the groups
+    for group, marker in markers.items():
+        axes.plot([], [], color="grey", marker=marker, linestyle="none", label=group)
+    for colour, (name, report) in zip(colours, reports.items(), strict=False):
+        axes.plot([], [], color=colour, linewidth=4, label=name)
+        for group, marker in markers.items():
+            axes.scatter(report[group]["cost"], 100 * report[group]["accuracy"], color=colour, marker=marker, s=60)
     axes.set(xlabel="cost a task (1 = one call of mean length)", ylabel="reward (accuracy x 100)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
