@@ -16,7 +16,7 @@ Shapes: B rows, T time, S cache slots, C channels, H heads, K key/value heads, D
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -74,9 +74,7 @@ def read_config(directory) -> Config:
     known = {name: raw[name] for name in Config.__dataclass_fields__ if name in raw}
     known.setdefault("rope_theta", ropes[0].get("rope_theta", 10_000.0))
     missing = [
-        name
-        for name, field in Config.__dataclass_fields__.items()
-        if name not in known and field.default is field.default_factory
+        name for name, field in Config.__dataclass_fields__.items() if name not in known and field.default is MISSING
     ]
     if missing:
         raise ValueError(f"{path}: missing {', '.join(missing)}")

@@ -26,7 +26,7 @@ BOXED = (
     "language that you do not know well; the tool translates it into English, at a price."
 )
 
-# Named sets of defaults. tiny: chosen on validation items (LOG.md). qwen3-4b: sources beside the values.
+# Named sets of defaults. tiny: the fields' own (LOG.md says how they were chosen). qwen3-4b: sources beside the values.
 PRESETS = {
     "tiny": {},
     "qwen3-4b": {
@@ -181,11 +181,12 @@ def training_tasks(options: Options, tiers: list[str], seed: int):
     require(bool(pool), f"{options.data}: no training tasks in the tiers {', '.join(tiers)}")
 
     def draw(step: int, count: int) -> list[Task]:
-        drawn = []
+        drawn, orders = [], {}
         for i in range(step * count, (step + 1) * count):  # epoch after epoch, each in an order of its own
             epoch, place = divmod(i, len(pool))
-            order = random.Random(f"epoch {seed} {epoch}").sample(range(len(pool)), len(pool))
-            drawn.append(pool[order[place]])
+            if epoch not in orders:
+                orders[epoch] = random.Random(f"epoch {seed} {epoch}").sample(pool, len(pool))
+            drawn.append(orders[epoch][place])
         return drawn
 
     return draw

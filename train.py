@@ -35,7 +35,7 @@ from sampler import Rollout, rollout
 
 @dataclass(frozen=True)
 class Config(Options):
-    """Options of train.py. The defaults are those of the tiny preset, found on validation items (LOG.md)."""
+    """Options of train.py. The defaults are those of the tiny preset; LOG.md says how they were chosen."""
 
     model: str = "tiny"  # the policy to begin with: a model directory
     out: str = ""  # run directory (default: runs/ and the tier)

@@ -1,13 +1,15 @@
 """Make the base model of the embedded world: a tokenizer and a Qwen3 of about 1M parameters, both from scratch.
 
-    python -m tiny.pretrain            # writes tiny/base; about 25 minutes on two cores
+    python -m tiny.pretrain            # writes tiny/base; about 33 minutes on two cores
 
 The pretraining text gives the base model the character that the paper finds in real ones:
 
 - it knows English well, High languages fairly, Low ones a little and XLow ones hardly (`SHARE`);
 - it is *overconfident*: in `TOOL_RATE` of the items the tool is used, whatever the language;
-- it reads a tool result well, because half of the foreign documents go on after one. That they call is not learned
-  from these (no loss on the call), only how a translation looks and how an answer follows from it.
+- it reads a tool result well, because two in five foreign documents (`PARALLEL`) go on after one. That they call is not
+  learned from these (no loss on the call), only how a translation looks and how an answer follows from it.
+
+Three courses: English, the mixture, and a revision with more logic and a few documents in languages of no world.
 
 Left out: everything that makes pretraining long. Documents are single tasks, the loss is on what the assistant and the
 tool say, and the items are drawn from the training split only.

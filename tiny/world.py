@@ -84,7 +84,7 @@ class Language:
         concepts = []
         for role in order:
             phrase = sentence.get(role, ())
-            concepts += _modifiers_after(phrase) if self.modifiers_last else phrase
+            concepts += _swap_number(phrase, 0) if self.modifiers_last else phrase
         words = (self.lexicon.get(concept, concept) for concept in concepts)
         return " ".join(words) + ("?" if "Q" in sentence else ".")
 
@@ -124,7 +124,7 @@ class Language:
             elif side:
                 sentence[roles or "O"] = tuple(side)
         if self.modifiers_last and "O" in sentence:
-            sentence["O"] = _modifiers_before(sentence["O"])
+            sentence["O"] = _swap_number(sentence["O"], 1)
         return sentence
 
     @property
@@ -137,13 +137,9 @@ def _inverse(code: str) -> dict[str, str]:
     return {word: concept for concept, word in WORLD[code].lexicon.items()}
 
 
-def _modifiers_after(phrase: tuple) -> tuple:
-    """("3", "coins") -> ("coins", "3"): a number follows its noun."""
-    return tuple(reversed(phrase)) if len(phrase) == 2 and phrase[0].isdigit() else phrase
-
-
-def _modifiers_before(phrase: tuple) -> tuple:
-    return tuple(reversed(phrase)) if len(phrase) == 2 and phrase[1].isdigit() else phrase
+def _swap_number(phrase: tuple, place: int) -> tuple:
+    """("3", "coins") <-> ("coins", "3"), if there is a number at `place`: 0 to write, 1 to read."""
+    return tuple(reversed(phrase)) if len(phrase) == 2 and phrase[place].isdigit() else phrase
 
 
 SCRIPTS = {  # latin consonants and vowels -> the letters of another script
