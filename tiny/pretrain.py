@@ -9,7 +9,7 @@ The pretraining text gives the base model the character that the paper finds in 
 - it reads a tool result well, because two in five foreign documents (`PARALLEL`) go on after one. That they call is not
   learned from these (no loss on the call), only how a translation looks and how an answer follows from it.
 
-Three courses: English, the mixture, and a revision with more logic and a few documents in languages of no world.
+Two courses: English alone, then the mixture, in which a few documents are in languages of no world (`stray_languages`).
 
 Left out: everything that makes pretraining long. Documents are single tasks, the loss is on what the assistant and the
 tool say, and the items are drawn from the training split only.
@@ -30,11 +30,9 @@ from eval import breakdown, evaluate, summary
 from model import Config, Qwen3, save
 from options import Options
 from runs import load_policy
-from tiny.world import DOMAINS, WORLD, LexiconTranslator, items, languages, render, stray_languages, tasks
+from tiny.world import WORLD, Item, Language, LexiconTranslator, items, languages, render, stray_languages, tasks
 
-SHARE = {"base": 0.22, "high": 0.54, "low": 0.20, "xlow": 0.04}  # of the documents
-REVISION_SHARE = {"base": 0.35, "high": 0.40, "low": 0.17, "xlow": 0.04, "stray": 0.04}
-REVISION_DOMAINS = (*DOMAINS, "logic")  # logic is learned last
+SHARE = {"base": 0.22, "high": 0.51, "low": 0.19, "xlow": 0.04, "stray": 0.04}  # of the documents
 STRAYS = 200  # languages that are seen in a few documents each: the base meets unknown languages, as in real life
 TOOL_RATE = 0.07
 PARALLEL = 0.4  # of the foreign documents: question, translation, answer
@@ -75,19 +73,20 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def exposure(share: dict[str, float]) -> dict:
-    """language -> its share of the documents: the tier's share, divided by the languages' exposure within the tier."""
-    total = {tier: sum(x.exposure for x in WORLD.values() if x.tier == tier) for tier in share}
-    return {code: share[x.tier] * x.exposure / total[x.tier] for code, x in WORLD.items() if total.get(x.tier)}
+def mixture() -> list[tuple[Language, float]]:
+    """Each language with its share of the documents: the tier's, divided by the languages' exposure within the tier."""
+    spoken = [*WORLD.values(), *stray_languages(STRAYS)]
+    total = {tier: sum(x.exposure for x in spoken if x.tier == tier) for tier in SHARE}
+    return [(x, SHARE[x.tier] * x.exposure / total[x.tier]) for x in spoken if x.exposure]
 
 
-def document(item, code: str, tokenizer, rng: random.Random) -> tuple[list[int], list[float]]:
+def document(item: Item, language: Language, tokenizer, rng: random.Random) -> tuple[list[int], list[float]]:
     """One training document: (ids, weight of each id as a target)."""
-    task = render(item, code)
+    task = render(item, language)
     ids = encode_prompt(task, tokenizer, think=True, tools=False)
     weights = [0.0] * len(ids)
     draw = rng.random()
-    parallel = code != "en" and draw < PARALLEL
+    parallel = language.code != "en" and draw < PARALLEL
     if parallel or rng.random() < TOOL_RATE:
         call, result = encode_call(tokenizer), encode_tool_turn([item.english], tokenizer, think=True)
         ids += call + result
@@ -96,21 +95,15 @@ def document(item, code: str, tokenizer, rng: random.Random) -> tuple[list[int],
     return ids + answer, weights + [1.0] * len(answer)
 
 
-def batches(tokenizer, rng: random.Random, batch_size: int, shares: dict[str, float], steps: int, domains=DOMAINS):
-    """Padded batches (ids [B, T], weights [B, T]) for `steps` steps; documents of like length go together.
-
-    `shares` maps language codes, and "stray" for all languages outside the world, to shares of the documents.
-    """
-    codes, probabilities = list(shares), list(shares.values())
-    strays = stray_languages(STRAYS) if "stray" in shares else []
+def batches(tokenizer, rng: random.Random, batch_size: int, shares: list[tuple[Language, float]], steps: int):
+    """Padded batches (ids [B, T], weights [B, T]) for `steps` steps; documents of like length go together."""
+    spoken, probabilities = zip(*shares, strict=True)
     per_chunk = 16
     for first in range(0, steps, per_chunk):
-        drawn = items("train", batch_size * per_chunk, rng.random(), domains)
+        drawn = items("train", batch_size * per_chunk, rng.random())
         rng.shuffle(drawn)
-        documents = [
-            document(item, rng.choice(strays) if code == "stray" else code, tokenizer, rng)
-            for item, code in zip(drawn, rng.choices(codes, probabilities, k=len(drawn)), strict=True)
-        ]
+        chosen = rng.choices(spoken, probabilities, k=len(drawn))
+        documents = [document(item, language, tokenizer, rng) for item, language in zip(drawn, chosen, strict=True)]
         documents.sort(key=lambda d: len(d[0]))
         groups = [documents[i : i + batch_size] for i in range(0, len(documents), batch_size)]
         rng.shuffle(groups)
@@ -182,8 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default=str(Path(__file__).parent / "base"), help="directory to write")
     parser.add_argument("--english-steps", type=int, default=600, help="steps on English alone, first")
-    parser.add_argument("--steps", type=int, default=2000, help="steps on the mixture")
-    parser.add_argument("--revision-steps", type=int, default=900, help="steps on the mixture with more logic, last")
+    parser.add_argument("--steps", type=int, default=2700, help="steps on the mixture")
     parser.add_argument("--batch-size", type=int, default=128, help="documents a step")
     parser.add_argument("--vocab-size", type=int, default=2000, help="ids of the tokenizer, added tokens included")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the documents")
@@ -195,11 +187,11 @@ def main() -> None:
         return
     start, rng = time.time(), random.Random(f"pretrain {args.seed}")
 
-    codes, shares = list(exposure(SHARE)), list(exposure(SHARE).values())
+    spoken, shares = zip(*mixture(), strict=True)
     sample = [item for part in range(10) for item in items("train", 2000, f"tokenizer {part}")]
     texts = [
-        render(item, code).question + "\n" + item.english
-        for item, code in zip(sample, rng.choices(codes, shares, k=len(sample)), strict=True)
+        render(item, language).question + "\n" + item.english
+        for item, language in zip(sample, rng.choices(spoken, shares, k=len(sample)), strict=True)
     ]
     texts += ['\n{"name": "translate", "arguments": {}}\n', "user\n", "assistant\n"] * 1000
     out = Path(args.out)
@@ -222,15 +214,11 @@ def main() -> None:
     initialise(model, args.seed)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {tokenizer.size} ids")
     courses = [
-        ("English", args.english_steps, {"en": 1.0}, DOMAINS, 0.0),
-        ("mixture", args.steps, exposure(SHARE), DOMAINS, 0.5),
-        ("revision", args.revision_steps, exposure(REVISION_SHARE), REVISION_DOMAINS, 0.7),
+        ("English", args.english_steps, [(WORLD["en"], 1.0)], 0.0),
+        ("mixture", args.steps, mixture(), 0.5),
     ]
-    for name, steps, shares, domains, cooldown in courses:
-        if name == "revision":  # goes on from the published precision, so that it can be repeated by itself
-            model, rng = model.to(torch.bfloat16).float(), random.Random(f"revision {args.seed}")
-            shares["stray"] = REVISION_SHARE["stray"]
-        pretrain(model, batches(tokenizer, rng, args.batch_size, shares, steps, domains), steps, name, cooldown)
+    for name, steps, shares, cooldown in courses:
+        pretrain(model, batches(tokenizer, rng, args.batch_size, shares, steps), steps, name, cooldown)
     save(model.to(torch.bfloat16), out)
     print(f"{out} written after {(time.time() - start) / 60:.1f} minutes")
     accept(out, args.items)

@@ -259,11 +259,12 @@ def _reading(rng, hard):
 
 
 def _logic(rng, hard):
+    """Easy: who of two is oldest or youngest, told who is older. Hard: of three, told in either direction."""
     order = rng.sample(NAMES, 3 if hard else 2)  # from most to least
     pair = rng.choice([0, 2, 4])
     facts = []
     for more, less in zip(order, order[1:], strict=False):
-        flip = rng.random() < 0.5
+        flip = hard and rng.random() < 0.5
         verb = CONCEPTS["comparative"][pair + flip]
         facts.append(_s(S=less, V=verb, O=more) if flip else _s(S=more, V=verb, O=less))
     rng.shuffle(facts)
@@ -332,7 +333,7 @@ def items(split: str, count: int, seed, domains: tuple[str, ...] = DOMAINS) -> l
 
 def stray_languages(count: int) -> list[Language]:
     """Languages outside the world, for pretraining text that the base model is not meant to understand."""
-    return [_make_language(f"stray-{i:03d}", "stray", "stray", 0.0, None) for i in range(count)]
+    return [_make_language(f"stray-{i:03d}", "stray", "stray", 1.0, None) for i in range(count)]
 
 
 def render(item: Item, code: str | Language) -> Task:
