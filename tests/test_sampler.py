@@ -1,6 +1,7 @@
 """Rollouts of a real, random Qwen3 that is told what to say where a test needs it said."""
 
 import math
+import threading
 
 import pytest
 import torch
@@ -230,7 +231,7 @@ def test_the_model_reads_each_row_as_it_is_recorded(caller, tokenizer, tasks):
 
 
 def setting(tokenizer, mode="free", temperature=1.0):
-    return Setting(tokenizer, None, Chat(), Prices(), mode, temperature, max_new_tokens=9, max_calls=2)
+    return Setting(tokenizer, None, None, Chat(), Prices(), mode, temperature, max_new_tokens=9, max_calls=2)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
@@ -289,11 +290,7 @@ def test_the_batch_size_cannot_change_a_rollout(caller, tokenizer, tasks):
     assert len({len(r.ids) for r in whole}) > 3 and any(r.calls for r in whole)
     for rollouts in others:
         for a, b in zip(whole, rollouts, strict=True):
-            assert (a.ids, a.sampled, a.stop) == (b.ids, b.sampled, b.stop)
-            assert [(c.text, c.result, c.cost, c.error) for c in a.calls] == [
-                (c.text, c.result, c.cost, c.error) for c in b.calls
-            ]
-            assert a.logps == pytest.approx(b.logps, abs=1e-5)
+            same(a, b)
 
 
 def test_a_rollout_is_the_same_in_other_company(caller, tokenizer, tasks):
@@ -310,6 +307,97 @@ def test_the_generator_advances_by_one_draw(caller, tokenizer, tasks, max_rows):
     rollout(caller, tokenizer, tasks[:2], 2, Says("4"), generator, max_new_tokens=10, max_rows=max_rows)
     torch.rand(4, 10, generator=expected, dtype=torch.float64)
     assert torch.equal(generator.get_state(), expected.get_state())
+
+
+def same(a, b):
+    """Two rollouts are one and the same, but for the last bits of their log-probs and the seconds of their calls."""
+    assert (a.ids, a.sampled, a.stop) == (b.ids, b.sampled, b.stop)
+    assert [(c.text, c.result, c.cost, c.error) for c in a.calls] == [
+        (c.text, c.result, c.cost, c.error) for c in b.calls
+    ]
+    assert a.logps == pytest.approx(b.logps, abs=1e-5)
+
+
+class Reversed:
+    """Answers its first `hold` calls in the opposite order of their arrival, each once the one after it is answered."""
+
+    name = "reversed"
+
+    def __init__(self, hold):
+        self.arrived, self.hold, self.lock = [], hold, threading.Condition()
+        self.turn = hold
+
+    def translate(self, texts, source, target="en"):
+        with self.lock:
+            number = len(self.arrived)
+            self.arrived.append(texts[0])
+            self.lock.notify_all()
+            if number < self.hold:
+                mine = lambda: len(self.arrived) >= self.hold and self.turn == number + 1  # noqa: E731
+                assert self.lock.wait_for(mine, timeout=60)
+                self.turn = number
+                self.lock.notify_all()
+        return [f"It is {len(texts[0])}."]
+
+
+@pytest.mark.parametrize("max_rows", [None, 4])
+def test_the_order_of_answers_cannot_change_a_rollout(puppet, tokenizer, tasks, max_rows):
+    """Would catch a result spliced into another row, or numbers drawn in the order in which rows go on."""
+    options = {"group_size": 2, "max_rows": max_rows}
+    for task in tasks[:4]:
+        puppet.script(task, GOOD)  # and then as it likes
+    in_line = roll(puppet, tokenizer, tasks[:4], Reversed(0), **options)
+    engine = Reversed(3)
+    in_threads = roll(puppet, tokenizer, tasks[:4], engine, workers=4, **options)
+    assert engine.turn == 0  # all that were held have been answered, the last one first
+    for a, b in zip(in_line, in_threads, strict=True):
+        same(a, b)
+
+
+def test_the_others_go_on_while_a_call_runs(puppet, tokenizer, tasks):
+    """Would catch a batch that waits for one row's translator: here the call is answered only after the other row has
+    been read to its end."""
+    puppet.script(tasks[0], GOOD, ANSWER).script(tasks[1], ["1 2 3 4 5 6 7 8 9", IM_END])
+    ended = threading.Event()
+    last = tokenizer.encode_text("9")[0]
+
+    class Waits(Says):
+        def translate(self, texts, source, target="en"):
+            assert ended.wait(60)
+            return super().translate(texts, source, target)
+
+    hook = puppet.register_forward_hook(lambda _, args, __: ended.set() if (args[0] == last).any() else None)
+    called, other = roll(puppet, tokenizer, tasks[:2], Waits("It is 4."), workers=1)
+    hook.remove()
+    assert [c.result for c in called.calls] == ["It is 4."] and called.stop == other.stop == "end"
+
+
+def test_a_waiting_prompt_takes_the_place_of_a_finished_row(puppet, tokenizer, tasks):
+    """Would catch rows that are run in blocks, each as slow as its slowest row."""
+    puppet.script(tasks[0], ["1 2 3 4 5 6 7 8 9", IM_END])
+    for task in tasks[1:4]:
+        puppet.script(task, ANSWER)
+    shapes = []
+    hook = puppet.register_forward_hook(lambda _, args, __: shapes.append(tuple(args[0].shape)))
+    rollouts = roll(puppet, tokenizer, tasks[:4], max_rows=2)
+    hook.remove()
+    prompts = [len(prompt_of(task, tokenizer)) for task in tasks[:4]]
+    assert [shape for shape in shapes if shape[1] > 1] == [(2, max(prompts[:2])), (1, prompts[2]), (1, prompts[3])]
+    steps = [shape for shape in shapes if shape[1] == 1]
+    assert len(steps) < len(rollouts[0].ids)  # the three short ones ended beside the long one
+
+
+def test_an_error_of_the_caller_ends_the_rollouts(puppet, tokenizer, tasks):
+    """Would catch an exception that dies in a thread, and a batch that waits for its answer for ever."""
+
+    class Ends(Says):
+        def translate(self, texts, source, target="en"):
+            raise ValueError("no such language")
+
+    puppet.script(tasks[0], GOOD, ANSWER)
+    for workers in (0, 2):
+        with pytest.raises(ValueError, match="no such language"):
+            roll(puppet, tokenizer, tasks[:3], Ends("4"), group_size=2, workers=workers)
 
 
 def test_a_prompt_is_read_once_for_its_group(qwen, tokenizer, tasks):
