@@ -1,0 +1,199 @@
+"""A translator for a run: any engine behind a cache, with retries, limits, a budget and meters.
+
+    open_engine("apertium") -> Service(engine, "cache.sqlite", retries=4, …) -> translate
+
+Off the reading path. `Service` is a translator (`tools.Translator`) as its engine is, and may stand around any. It
+answers from the cache, waits for an answer that is already on its way, tries again what failed in passing, and stops
+when the money is spent. A text has one answer, whoever asks first and whenever.
+
+Left out: threads (callers bring their own), and a budget that outlives the process.
+"""
+
+import math
+import random
+import sqlite3
+import threading
+import time
+from concurrent.futures import Future
+
+from engines import NOT_SENDABLE, Apertium, Apy, ChatEngine, Engine, Libre, Recorded, TransientError, checked, sendable
+from tools import TranslationError, Translator
+
+
+class BudgetSpent(Exception):
+    """The next request would cost more than is left. No TranslationError: it ends the run, not a rollout."""
+
+
+def open_engine(spec: str) -> Engine:
+    """The engine that a command line names. ValueError for none, saying what is allowed.
+
+    `recorded:FILE?source=lang&text=question` maps fields, and `&texts=OTHER` names where the texts stand.
+    """
+    kind, _, rest = spec.partition(":")
+    name, _, scheme = kind.partition("+")
+    if spec == "apertium":
+        return Apertium()
+    if kind == "recorded":
+        path, _, query = rest.partition("?")
+        fields = dict(pair.partition("=")[::2] for pair in query.split("&") if pair)
+        return Recorded(path, texts=fields.pop("texts", None), fields=fields)
+    classes = {"libre": Libre, "apy": Apy, "chat": ChatEngine}
+    if name not in classes or scheme not in ("http", "https"):
+        raise ValueError(f"there is no translator {spec!r}, allowed: apertium, recorded:FILE, libre+http(s)://HOST, "
+                         "apy+http(s)://HOST, chat+http(s)://HOST/v1?model=NAME")  # fmt: skip
+    engine = classes[name](f"{scheme}:{rest}")
+    if engine.options:
+        raise ValueError(f"{spec}: unknown options {[*engine.options]}")
+    return engine
+
+
+# --- service ----------------------------------------------------------------------------------------------------
+
+Key = tuple[str, str, str, str]  # engine, version, route, text
+
+
+class Cache:
+    """Translations in an SQLite file that several processes may share. The first answer to a text is kept."""
+
+    def __init__(self, path):
+        self._lock = threading.Lock()
+        try:
+            self._db = sqlite3.connect(path, timeout=60, check_same_thread=False)
+            self._db.execute("CREATE TABLE IF NOT EXISTS translations (engine, version, route, text, translation, "
+                             "PRIMARY KEY (engine, version, route, text)) WITHOUT ROWID")  # fmt: skip
+        except sqlite3.Error as error:
+            raise ValueError(f"{path}: no cache of translations ({error})") from None
+
+    def get(self, key: Key) -> str | None:
+        query = "SELECT translation FROM translations WHERE (engine, version, route, text) = (?, ?, ?, ?)"
+        with self._lock:
+            return (self._db.execute(query, key).fetchone() or (None,))[0]
+
+    def keep(self, answers: dict[Key, str]) -> list[str]:
+        """Store the answers and return those that now stand there: another process may have been first."""
+        rows = [(*key, answer) for key, answer in answers.items()]
+        with self._lock, self._db:
+            self._db.executemany("INSERT OR IGNORE INTO translations VALUES (?, ?, ?, ?, ?)", rows)
+        return [self.get(key) for key in answers]
+
+
+class Service:
+    """A translator around an engine: cached, tried again, limited and metered. Any number of threads may share one.
+
+    `cache` is a file, or ":memory:". What fails in passing is asked again up to `retries` times, after `backoff`
+    seconds that double and vary, unless requests and waits might then take more than `deadline` seconds. `concurrency`
+    requests run at a time. `price` is money per character (1 counts characters), `max_cost` what may be spent.
+    """
+
+    def __init__(self, engine: Translator, cache=":memory:", *, deadline: float = 300.0, retries: int = 4,
+                 backoff: float = 0.5, concurrency: int = 8, price: float = 0.0,
+                 max_cost: float | None = None):  # fmt: skip
+        self.engine, self.name, self.version = engine, engine.name, getattr(engine, "version", None)
+        if self.version is None and str(cache) != ":memory:":
+            raise ValueError(f"the engine {self.name} has no version to keep its answers under")
+        if max_cost is not None and price <= 0:
+            raise ValueError("a maximal cost needs a price per character (1: the cost is in characters)")
+        self._deadline, self._retries, self._backoff, self._price = deadline, retries, backoff, price
+        self._allowance = math.inf if max_cost is None else math.floor(max_cost / price + 1e-6)  # in characters
+        self._cache, self._slots = Cache(cache), threading.Semaphore(concurrency)
+        self._lock, self._in_flight, self._charged = threading.Lock(), {}, 0
+        self._jitter = random.Random()  # its own: the run's generators do not depend on a server's mood
+        self._meters = dict.fromkeys(("texts", "hits", "requests", "characters", "failures", "seconds"), 0)
+
+    @property
+    def meters(self) -> dict[str, float]:
+        """Texts asked for, hits among them (that needed no request of their own), failures (texts left without a
+        translation), requests, the characters and seconds in these, and the money spent on answers."""
+        with self._lock:
+            return {**self._meters, "spent": self._price * self._charged}
+
+    def route(self, source: str, target: str) -> tuple[str, ...]:
+        """The engine's route, or one hop for an engine that has no routes."""
+        return getattr(self.engine, "route", lambda *pair: ("-".join(pair),))(source, target)
+
+    def translate(self, texts: list[str], source: str, target: str = "en") -> list[str]:
+        """As in `tools.Translator`. Raises the first failure, once the other texts are answered and cached."""
+        answers = self.attempt(texts, source, target)
+        for failure in (answer for answer in answers if isinstance(answer, TranslationError)):
+            raise failure
+        return answers
+
+    def attempt(self, texts: list[str], source: str, target: str = "en", marked: bool = False) -> list:
+        """For each text its translation, or the TranslationError in its place; `marked`: by `translate_marked`.
+
+        Raises BudgetSpent, before more than the budget is spent, and ValueError for a language that is not there.
+        """
+        ask = self.engine.translate_marked if marked else self.engine.translate
+        route = " ".join((*self.route(source, target), *["marked"] * marked))
+        keys = [(self.name, self.version or "", route, text) for text in texts]
+        with self._lock:
+            mine = [key for key in dict.fromkeys(keys) if key not in self._in_flight]
+            self._in_flight |= {key: Future() for key in mine}
+            promises = {key: self._in_flight[key] for key in keys}
+        try:
+            for key in mine:  # looked up once claimed: a former owner stores before it gives up its claim
+                known = self._cache.get(key) if sendable(key[3]) else TranslationError(NOT_SENDABLE)
+                if known is not None:
+                    promises[key].set_result(known)
+            missing = [key for key in mine if not promises[key].done()]
+            self._count(texts=len(texts), hits=len(texts) - len(missing))
+            size = getattr(self.engine, "batch", 1)
+            for chunk in (missing[i : i + size] for i in range(0, len(missing), size)):
+                answers = self._answers(chunk, lambda some: checked(some, ask(some, source, target)))
+                for key, answer in zip(chunk, answers, strict=True):
+                    promises[key].set_result(answer)
+        except BaseException as error:
+            for key in mine:
+                if not promises[key].done():  # others may be waiting for it
+                    promises[key].set_exception(error)
+            raise
+        finally:
+            with self._lock:
+                for key in mine:
+                    del self._in_flight[key]
+        results = [promises[key].result() for key in keys]
+        self._count(failures=sum(isinstance(result, TranslationError) for result in results))
+        return results
+
+    def _answers(self, keys: list[Key], ask) -> list:
+        """Answers of one batch, or errors. If it fails as a whole, its texts go one by one."""
+        try:
+            answers = self._insist([text for *_, text in keys], ask)
+        except TranslationError as error:
+            if len(keys) > 1:
+                return [answer for key in keys for answer in self._answers([key], ask)]
+            return [error]
+        return self._cache.keep(dict(zip(keys, answers, strict=True)))
+
+    def _insist(self, texts: list[str], ask) -> list[str]:
+        """Ask, and ask again while the failure is a passing one and there is time."""
+        characters, used, tries = sum(map(len, texts)), 0.0, 0
+        while True:
+            with self._slots:
+                self._charge(characters)
+                start = time.monotonic()
+                try:
+                    return ask(texts)
+                except TransientError:
+                    self._charge(-characters)  # not answered, so not paid
+                    wait = self._backoff * 2**tries * self._jitter.uniform(0.5, 1.0)
+                    used, tries = used + time.monotonic() - start + wait, tries + 1
+                    late = used + getattr(self.engine, "timeout", 0.0) > self._deadline
+                    if late or tries > self._retries or len(texts) > 1:
+                        raise
+                finally:
+                    self._count(requests=1, characters=characters, seconds=time.monotonic() - start)
+            time.sleep(wait)
+
+    def _charge(self, characters: int) -> None:
+        with self._lock:
+            if characters > 0 and self._charged + characters > self._allowance:
+                raise BudgetSpent(
+                    f"{self.name} cost {self._price * self._charged:g}, and the next text is beyond the limit"
+                )
+            self._charged += characters
+
+    def _count(self, **more: float) -> None:
+        with self._lock:
+            for name, value in more.items():
+                self._meters[name] += value
