@@ -20,6 +20,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 from data import Chat, Task, load_tasks
 from tiny import world
 from tools import Prices, Translator
+from translators import Service, open_engine
 
 BOXED = (
     "Answer the question. Put the final answer, in English or as a number, into \\boxed{}. The question may be in a "
@@ -36,6 +37,7 @@ PRESETS = {
         "tool_schema": True,
         "think_block": True,
         "answer": "boxed",
+        "workers": 64,
         "max_new_tokens": 2048,
         "price_char": 0.5 / 235,  # a mean GSM8K question has 235 characters
         "ratio": "sequence",
@@ -48,8 +50,8 @@ PRESETS = {
 
 
 MAY_BE_ZERO = {  # all other numbers among the options must be positive
-    "tool_noise", "price_call", "price_char", "max_calls", "threshold", "cost_weight", "warmup_steps", "log_rollouts",
-    "seed",
+    "tool_noise", "money_per_char", "max_money", "workers", "price_call", "price_char", "max_calls", "threshold",
+    "cost_weight", "warmup_steps", "decay", "log_rollouts", "seed", "max_tool_errors",
 }  # fmt: skip
 
 
@@ -60,7 +62,11 @@ class Options:
     preset: Literal["tiny", "qwen3-4b"] = "tiny"  # named set of defaults
     data: str = "tiny"  # "tiny", the embedded world, or a JSONL file of tasks
     fields: str = ""  # names of the file's fields, as ours=theirs,ours=theirs
-    translator: str = "lexicon"  # engine behind the tool: lexicon
+    translator: str = "lexicon"  # engine: lexicon, apertium, recorded:FILE, {libre,apy,chat}+http(s)://…
+    cache: str = ""  # SQLite file that keeps translations, for this run and others (not the lexicon's)
+    money_per_char: float = 0.0  # what the engine charges for a character
+    max_money: float = 0.0  # what may be spent on translations before the run stops; 0: no limit
+    workers: int = 0  # tool calls that run at a time, beside the decoding; 0: in line, one after the other
     tool_noise: float = 0.0  # share of words that the lexicon gets wrong
     price_call: float = 0.5  # what every attempted call costs
     price_char: float = 0.5 / 45  # what each character sent costs; a mean question has 45
@@ -83,6 +89,7 @@ class Options:
                     low <= value < math.inf,
                     f"{flag} must {'not be negative' if low == 0 else 'be positive'}, is {value}",
                 )
+        require(not self.max_money or self.money_per_char > 0, "--max-money needs --money-per-char")
         require(self.tool_noise <= 1, f"--tool-noise is a share of words, at most 1, not {self.tool_noise}")
 
     @property
@@ -92,7 +99,8 @@ class Options:
     def sampling(self) -> dict:
         """The keyword arguments that a rollout takes from the options."""
         return {"max_new_tokens": self.max_new_tokens, "max_calls": self.max_calls, "max_rows": self.max_rows,
-                "chat": self.chat, "prices": Prices(self.price_call, self.price_char)}  # fmt: skip
+                "workers": self.workers, "chat": self.chat,
+                "prices": Prices(self.price_call, self.price_char)}  # fmt: skip
 
 
 # --- command lines ----------------------------------------------------------------------------------------------
@@ -159,10 +167,18 @@ def require(condition: bool, message: str) -> None:
 
 
 def open_translator(options: Options) -> Translator:
-    """The engine that `--translator` names. ValueError if there is none of that name."""
+    """The engine that `--translator` names; all but the lexicon behind a cache, retries and a budget.
+
+    ValueError if there is none of that name.
+    """
     if options.translator == "lexicon":
         return world.LexiconTranslator(options.tool_noise)
-    raise ValueError(f"--translator is {options.translator!r}, allowed: lexicon")
+    try:
+        engine = open_engine(options.translator)
+    except ValueError as error:
+        raise ValueError(f"--translator {options.translator}: {error}, or lexicon") from None
+    return Service(engine, options.cache or ":memory:", concurrency=max(1, options.workers),
+                   price=options.money_per_char, max_cost=options.max_money or None)  # fmt: skip
 
 
 def training_tasks(options: Options, tiers: list[str], seed: int):

@@ -28,7 +28,7 @@ class Run:
         """Begin a run, or find the last checkpoint of one. Writes nothing yet.
 
         Raises ValueError if there is a run already and `resume` is false, or if the options differ from those of the
-        run to be resumed in anything but `steps`, `out`, `resume` and where it runs.
+        run to be resumed in anything but `steps`, `out`, `resume`, what it may spend, and how it is run.
         """
         self.path, self.config = Path(directory), config
         self.state = None  # of the checkpoint to resume from
@@ -40,7 +40,7 @@ class Run:
         if not saved.is_file():
             raise ValueError(f"{directory}: no run to resume (config.json is missing)")
         before, now = json.loads(saved.read_text()), json.loads(json.dumps(asdict(config)))
-        free = {"steps", "out", "resume", "device", "max_rows"}
+        free = {"steps", "out", "resume", "device", "max_rows", "workers", "cache", "max_money", "max_tool_errors"}
         different = [f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in now
                      if name not in free and before.get(name) != now[name]]  # fmt: skip
         if different:
@@ -73,10 +73,12 @@ class Run:
         with open(self.path / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
-    def log_step(self, step: int, metrics: dict, rollouts: list[dict], seconds: float) -> None:
-        """A step's lines in the three logs. Nothing in metrics.jsonl differs between two runs of one seed."""
+    def log_step(self, step: int, metrics: dict, rollouts: list[dict], seconds: float, meters: dict | None) -> None:
+        """A step's lines in the three logs. Nothing in metrics.jsonl differs between two runs of one seed: seconds, and
+        what a translator's meters show by then, are in timings.jsonl."""
         self.log("metrics.jsonl", _rounded({"step": step, **metrics}))
-        self.log("timings.jsonl", {"step": step, "seconds": round(seconds, 3)})
+        more = {"translator": meters} if meters else {}
+        self.log("timings.jsonl", _rounded({"step": step, "seconds": round(seconds, 3), **more}))
         for row in rollouts:
             self.log("rollouts.jsonl", row)
 

@@ -8,7 +8,7 @@ optimizer steps on the clipped objective of the log-probs [6, 7]. At the end bas
 items [8].
 
 Everything random follows from the seed and the step's number, so a run that was killed goes on with --resume to the
-same bits. Left out: KL penalties, learning-rate schedules beyond a warm-up, replay, asynchronous rollouts.
+same bits. Left out: KL penalties, replay, asynchronous rollouts.
 """
 
 import json
@@ -31,6 +31,7 @@ from options import Options, clear_errors, evaluation_tasks, open_translator, pa
 from reward import score
 from runs import Run, load_policy, policy_directory, rollout_row, step_metrics, write_json
 from sampler import Rollout, rollout
+from translators import BudgetSpent
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,13 @@ class Config(Options):
     out: str = ""  # run directory (default: runs/ and the tier)
     resume: bool = False  # go on with the run in --out
     lang_tier: Literal["high", "low", "xlow", "all"] = "all"  # languages to train on
-    steps: int = 100  # training steps
+    steps: int = 140  # training steps
     prompts: int = 32  # tasks a step
     group_size: int = 8  # rollouts of each task
     gate: Literal["native", "group", "probe", "always", "never"] = "native"  # where a call is charged
     threshold: float = 0.95  # confidence from which the gate is open (tau)
     penalty: Literal["multiply", "subtract"] = "multiply"  # form of the charge
-    cost_weight: float = 0.2  # what a call of mean length takes off a right answer (lambda)
+    cost_weight: float = 0.3  # what a call of mean length takes off a right answer (lambda)
     probe_rollouts: int = 4  # extra tool-free rollouts of each task, for --gate probe
     advantage_scale: Literal["group", "batch", "none"] = "none"  # what advantages are divided by
     ratio: Literal["sequence", "token"] = "token"  # importance ratio and weight: GSPO's a rollout, or GRPO's a token
@@ -57,24 +58,38 @@ class Config(Options):
     micro_tokens: int = 16384  # padded tokens in one forward
     learning_rate: float = 1e-3  # of AdamW, after the warm-up
     warmup_steps: int = 5  # steps over which the learning rate rises
+    decay: float = 0.5  # share of the steps, the last ones, over which the learning rate falls towards 0
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
     temperature: float = 1.0  # of sampling and of the loss
     seed: int = 0  # of the tasks and of the sampling
-    eval_every: int = 20  # steps between validations, which choose best/
-    validation_items: int = 200  # validation items in each training tier
-    save_every: int = 20  # steps between checkpoints
+    eval_every: int = 35  # steps between validations, which choose best/
+    validation_items: int = 400  # validation items in each training tier
+    save_every: int = 35  # steps between checkpoints
+    max_tool_errors: float = 0.5  # the run stops if the engine fails in more than this share of a step's rollouts
     test_items: int = 500  # test items in each group of languages, for the closing table
     log_rollouts: int = 8  # rollouts of each step kept in rollouts.jsonl
 
     def check(self) -> None:
         super().check()
         require(self.threshold <= 1, f"--threshold is a confidence, at most 1, not {self.threshold}")
+        require(self.decay <= 1, f"--decay is a share of the steps, at most 1, not {self.decay}")
         require(self.prompts % self.minibatches == 0, "--prompts must be a multiple of --minibatches")
+
+
+class ToolOutage(Exception):
+    """The engine failed in so many rollouts of a step that the policy would learn that the tool is useless."""
 
 
 def generator(seed: int, step: int, purpose: int) -> torch.Generator:
     """A random generator that depends on nothing but its arguments: this is what makes a run resumable."""
     return torch.Generator().manual_seed((seed * 1_000_003 + step) * 8 + purpose)
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """That of step 0, 1, …: it rises linearly over the warm-up and falls linearly, towards 0, over the decay."""
+    rise = (step + 1) / (config.warmup_steps + 1)
+    fall = (config.steps - step) / max(1.0, config.decay * config.steps)
+    return config.learning_rate * min(1.0, rise, fall)
 
 
 # --- from rollouts to an update ---------------------------------------------------------------------------------
@@ -195,7 +210,10 @@ class Means:
 
 
 def train_step(model, tokenizer, optimizer, tasks, translator, config: Config, step: int) -> tuple[dict, list[dict]]:
-    """One step: sample, score, shape, update. Returns the metrics, and rows for rollouts.jsonl."""
+    """One step: sample, score, shape, update. Returns the metrics, and rows for rollouts.jsonl.
+
+    Raises ToolOutage or BudgetSpent before the policy has moved.
+    """
     P, G = len(tasks), config.group_size
     sampling = {"temperature": config.temperature, **config.sampling()}
     rollouts = rollout(model, tokenizer, tasks, G, translator, generator(config.seed, step, 0), **sampling)  # [4]
@@ -204,6 +222,10 @@ def train_step(model, tokenizer, optimizer, tasks, translator, config: Config, s
     used_tool = torch.tensor([s.used_tool for s in scores]).view(P, G)
     cost = torch.tensor([s.cost for s in scores]).view(P, G)
     valid = torch.tensor([not r.engine_failed for r in rollouts]).view(P, G)
+    failed = 1 - float(valid.float().mean())
+    if failed > config.max_tool_errors:
+        message = next(call.result for r in rollouts for call in r.calls if call.error == "engine")
+        raise ToolOutage(f"the translator failed in {failed:.0%} of the rollouts ({message})")
     probe = None
     if config.gate == "probe":
         extra = rollout(model, tokenizer, tasks, config.probe_rollouts, translator, generator(config.seed, step, 1),
@@ -225,7 +247,7 @@ def train_step(model, tokenizer, optimizer, tasks, translator, config: Config, s
         "all_wrong_rate": float((silent & (correct == 0).all(-1)).float().mean()),
         "unanswered": sum(not s.format_ok for s in scores) / len(scores),
         "malformed_calls": sum(call.error == "malformed" for r in rollouts for call in r.calls),
-        "tool_error_rate": 1 - float(valid.float().mean()),
+        "tool_error_rate": failed,
         "tokens": sum(len(r.ids) for r in rollouts) / len(rollouts),
     }
     every = max(1, len(rollouts) // max(1, config.log_rollouts))
@@ -285,15 +307,20 @@ def main(argv: list[str] | None = None) -> None:
     for step in progress:
         clock, is_last = time.perf_counter(), step + 1 == config.steps
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * min(1.0, (step + 1) / (config.warmup_steps + 1))
+            group["lr"] = learning_rate(config, step)
         tasks = draw_tasks(step, config.prompts)
-        metrics, logged = train_step(model, tokenizer, optimizer, tasks, translator, config, step)
+        try:
+            metrics, logged = train_step(model, tokenizer, optimizer, tasks, translator, config, step)
+        except (ToolOutage, BudgetSpent) as reason:
+            run.save_checkpoint(model, optimizer, base, state)
+            progress.close()
+            sys.exit(f"stopped before step {step + 1}: {reason}; --resume goes on from there")
         if (step + 1) % config.eval_every == 0 or is_last:
             metrics["validation"] = validate(model, tokenizer, validation, tiers, translator, config)
             if state["best"] is None or metrics["validation"]["utility"] > state["best"]["utility"]:
                 state["best"] = {"step": step + 1, **metrics["validation"]}
                 run.save_best(model, base, state["best"])
-        run.log_step(step + 1, metrics, logged, time.perf_counter() - clock)
+        run.log_step(step + 1, metrics, logged, time.perf_counter() - clock, getattr(translator, "meters", None))
         state["step"] = step + 1
         is_stopping = bool(interrupted)  # asked once: the signal may come at any line
         if (step + 1) % config.save_every == 0 or is_last or is_stopping:

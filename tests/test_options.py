@@ -76,7 +76,11 @@ def refused(tmp_path, capsys, data_file):
         (["--steps", "-1"], "--steps must "),
         (["--minibatches", "3", "--prompts", "2"], "--prompts must be a multiple of --minibatches"),
         (["--tool-noise", "1.5"], "noise"),
-        (["--translator", "oracle"], "--translator is 'oracle', allowed: lexicon"),
+        (["--translator", "oracle"], "there is no translator 'oracle', allowed: apertium"),
+        (["--translator", "recorded:nowhere.jsonl"], "nowhere.jsonl"),
+        (["--max-money", "1"], "--max-money needs --money-per-char"),
+        (["--workers", "-1"], "--workers must not be negative"),
+        (["--decay", "1.5"], "--decay is a share"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--fields", "query=q"], "query"),
         (["--lang-tier", "xlow"], "xlow"),  # the file has none
@@ -167,7 +171,7 @@ def test_resuming_with_other_options_is_refused(refused, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
     line = refused("--resume")
-    assert "cost_weight was 0.7, is 0.2" in line and "lang_tier was 'all', is 'low'" in line
+    assert f"cost_weight was 0.7, is {train.Config().cost_weight}" in line and "lang_tier was 'all', is 'low'" in line
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from data import load_tokenizer
 from runs import policy_directory
 from sampler import rollout
 from tiny.world import LexiconTranslator, render
-from tools import TranslationError
+from tools import Call, TranslationError
+from translators import BudgetSpent
 
 TASKS = [render(item, "low-01") for item in sums()[:4]]
 SMALL = train.Config(prompts=4, group_size=3, minibatches=2, warmup_steps=0, learning_rate=1e-2, max_new_tokens=100)
@@ -412,6 +413,27 @@ def test_killed_and_resumed_is_the_uninterrupted_run_bit_for_bit(options, uninte
     assert process.wait() == -signal.SIGKILL
     with open(out / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "learning_ra')
+    call_main(train.main, *options, "--out", out, "--resume")
+    assert_same_run(uninterrupted, out)
+
+
+@pytest.mark.parametrize("reason", ["no route to host", "the money is spent"])
+def test_a_run_without_its_translator_stops_and_goes_on_later(options, uninterrupted, tmp_path, monkeypatch, reason):
+    """Catches a policy that is taught during an outage that the tool is useless, and a step that is lost to one."""
+    steps, failed = [], Call("text", f"error: the translation failed ({reason})", 0.0, "engine", 0.0)
+
+    def fails_in_the_third_step(*args, **options):
+        steps.append(1)
+        if len(steps) == 3 and "money" in reason:
+            raise BudgetSpent(reason)
+        return [replace(r, calls=(failed,)) if len(steps) == 3 else r for r in rollout(*args, **options)]
+
+    out = tmp_path / "down"
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "rollout", fails_in_the_third_step)
+        with pytest.raises(SystemExit, match=f"stopped before step 3: .*{reason}.*--resume"):
+            call_main(train.main, *options, "--out", out)
+    assert (out / "metrics.jsonl").read_text().count("\n") == 2
     call_main(train.main, *options, "--out", out, "--resume")
     assert_same_run(uninterrupted, out)
 
