@@ -205,7 +205,7 @@ def main(argv: list[str] | None = None) -> None:
         groups = evaluation_tasks(options, options.part, options.items)
         wanted = options.tiers.split(",") if options.tiers else list(groups)
         require(set(wanted) <= set(groups), f"--tiers {options.tiers}: there are {', '.join(groups)}")
-        policies = {name: load_policy(name, options.device) for name in options.policy}
+        policies = {name: load_policy(name, options.device, getattr(torch, options.dtype)) for name in options.policy}
         translator = open_translator(options)
     outcomes = {}
     for name, (model, tokenizer) in policies.items():

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,7 @@ class Qwen3(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
+        self.checkpoint_activations = False  # keep each layer's input for the backward, which runs the layer again
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -232,7 +234,10 @@ class Qwen3(nn.Module):
             visible = torch.arange(S, device=ids.device) <= positions[:, None, :, None]  # [B, 1, T, S]
             past = [(k, v, positions, visible) for k, v in zip(cache.keys, cache.values, strict=True)]
         for layer, layer_past in zip(self.layers, past, strict=True):
-            x = layer(x, cos, sin, layer_past)
+            if self.checkpoint_activations and torch.is_grad_enabled():  # Chen et al. 2016, arXiv 1604.06174
+                x = checkpoint(layer, x, cos, sin, layer_past, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = layer(x, cos, sin, layer_past)
         if cache is not None:
             cache.lengths += T
         return self.norm(x)
@@ -258,8 +263,7 @@ def load(directory, device="cpu", dtype: torch.dtype = torch.float32) -> Qwen3:
     directory = Path(directory)
     config = read_config(directory)
     with torch.device("meta"):
-        model = Qwen3(config)
-    expected = model.state_dict()
+        expected = Qwen3(config).state_dict()
     if config.tie_word_embeddings:
         del expected["lm_head.weight"]
     found = {name: tensor for path in weight_files(directory) for name, tensor in read_tensors(path, device, dtype)}
@@ -275,7 +279,14 @@ def load(directory, device="cpu", dtype: torch.dtype = torch.float32) -> Qwen3:
     if problems:
         shown = "; ".join(sorted(problems)[:8]) + ("; …" if len(problems) > 8 else "")
         raise ValueError(f"{directory}: {len(problems)} tensors do not fit: {shown}")
-    model.load_state_dict(found, strict=False, assign=True)
+    return assemble(config, found)
+
+
+def assemble(config: Config, tensors: dict[str, Tensor]) -> Qwen3:
+    """A `Qwen3` made of these very tensors, by name; a tied head is named once, as `embed_tokens.weight`."""
+    with torch.device("meta"):
+        model = Qwen3(config)
+    model.load_state_dict(tensors, strict=False, assign=True)
     if config.tie_word_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
     return model.requires_grad_(True)

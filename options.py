@@ -33,18 +33,37 @@ PRESETS = {
     "qwen3-4b": {
         "model": "Qwen3-4B",
         "data": "tasks.jsonl",
+        "device": "cuda",
+        "dtype": "bfloat16",  # with fp32 weights: a step of Adam at 1e-6 is far below the spacing of bf16
+        "checkpoint_activations": True,  # the activations of 16k tokens are 113 GB, the inputs of the layers 3 GB
+        # the published chat format, and thinking off: the paper's question is what a call buys, not a longer thought
         "system": BOXED,
         "tool_schema": True,
         "think_block": True,
         "answer": "boxed",
         "workers": 64,
-        "max_new_tokens": 2048,
-        "price_char": 0.5 / 235,  # a mean GSM8K question has 235 characters
+        "price_char": 0.5 / 235,  # a mean GSM8K question has 235 characters; with price_call 0.5 it costs 1
+        # GSPO, arXiv 2507.18071: objective, both clip ranges and four minibatches a rollout batch (section 5.1)
         "ratio": "sequence",
         "advantage_scale": "group",
-        "clip_low": 3e-4,  # both clips: GSPO, arXiv 2507.18071, section 5.1
+        "clip_low": 3e-4,
         "clip_high": 4e-4,
-        "learning_rate": 1e-6,  # usual for RL on models of this size
+        "minibatches": 4,
+        # GRPO, arXiv 2402.03300, section 4.2: 1,024 rollouts a step and a learning rate of 1e-6; its groups have 64.
+        # DAPO, arXiv 2503.14476, section 4.1: the same rate in AdamW, groups of 16, 20 steps of warm-up.
+        "prompts": 128,
+        "group_size": 8,  # the smallest in use, and ours in the tiny world: the gate needs prompts more than rollouts
+        "learning_rate": 1e-6,
+        "warmup_steps": 20,
+        "decay": 0.0,  # a constant rate, as in both
+        "steps": 200,  # 25,600 prompts; GSM8K's training set in 22 languages is six times as many
+        "max_new_tokens": 2048,  # ours: a worked GSM8K answer has some 300, two tool turns as many again
+        "max_rows": 24,  # on each rank: 9 GB of cache, which fits beside the moments on one 80 GB GPU; raise it on more
+        "micro_tokens": 16384,  # at least six full rows: large enough for the matmuls, and the head's chunks
+        "eval_every": 10,  # a validation samples 600 rollouts, more than half a step's
+        "validation_items": 200,  # a standard error of 0.035 at most, in each tier
+        "save_every": 5,  # 48 GB each; what a lost rank costs at most, besides the step
+        "test_items": 250,  # MGSM has as many in each language
     },
 }
 
@@ -78,6 +97,7 @@ class Options:
     max_calls: int = 2  # tool calls a rollout
     max_rows: int = 512  # rollouts decoded at a time
     device: str = "cpu"  # where the model runs: cpu, cuda
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights in training are float32 in both
 
     def check(self) -> None:
         """Raise ValueError naming the first option whose value makes no sense."""

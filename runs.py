@@ -2,7 +2,7 @@
 
 Off the reading path. A directory is written beside its place and renamed into it, so what carries its final name is
 complete. Logs are appended line by line; on resuming, lines from after the checkpoint are dropped, because those steps
-are run again, to the same bits.
+are run again, to the same bits. Of several ranks only one writes, but all must call the methods that save.
 """
 
 import json
@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+import distributed
 import model as model_file
 from data import Task, load_tokenizer
 from model import Qwen3
@@ -30,7 +31,7 @@ class Run:
         Raises ValueError if there is a run already and `resume` is false, or if the options differ from those of the
         run to be resumed in anything but `steps`, `out`, `resume`, what it may spend, and how it is run.
         """
-        self.path, self.config = Path(directory), config
+        self.path, self.config, self.is_writer = Path(directory), config, distributed.rank() == 0
         self.state = None  # of the checkpoint to resume from
         saved = self.path / "config.json"
         if not resume:
@@ -40,7 +41,8 @@ class Run:
         if not saved.is_file():
             raise ValueError(f"{directory}: no run to resume (config.json is missing)")
         before, now = json.loads(saved.read_text()), json.loads(json.dumps(asdict(config)))
-        free = {"steps", "out", "resume", "device", "max_rows", "workers", "cache", "max_money", "max_tool_errors"}
+        free = {"steps", "out", "resume", "device", "max_rows", "workers", "cache", "max_money", "max_tool_errors",
+                "checkpoint_activations"}  # fmt: skip
         different = [f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in now
                      if name not in free and before.get(name) != now[name]]  # fmt: skip
         if different:
@@ -53,6 +55,9 @@ class Run:
 
     def open(self) -> None:
         """Create the directory, write the configuration, cut the logs to the checkpoint."""
+        distributed.barrier()  # all ranks have seen what was there
+        if not self.is_writer:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "config.json", asdict(self.config))
         for old in self.path.glob(".*.old"):  # killed between two renames: what was there is still the best there is
@@ -76,6 +81,8 @@ class Run:
     def log_step(self, step: int, metrics: dict, rollouts: list[dict], seconds: float, meters: dict | None) -> None:
         """A step's lines in the three logs. Nothing in metrics.jsonl differs between two runs of one seed: seconds, and
         what a translator's meters show by then, are in timings.jsonl."""
+        if not self.is_writer:
+            return
         self.log("metrics.jsonl", _rounded({"step": step, **metrics}))
         more = {"translator": meters} if meters else {}
         self.log("timings.jsonl", _rounded({"step": step, "seconds": round(seconds, 3), **more}))
@@ -84,15 +91,19 @@ class Run:
 
     def save_checkpoint(self, model: Qwen3, optimizer, tokenizer_directory, state: dict) -> None:
         """`step-000040/`: a Hugging Face directory plus optimizer and state. The two newest are kept."""
+        names = [name for name, _ in model.named_parameters()]
+        policy = distributed.whole_model(model)
+        moments = distributed.whole({
+            f"{names[i]}.{key}": value
+            for i, entry in optimizer.state_dict()["state"].items()
+            for key, value in entry.items()
+        })  # fmt: skip
+        if not self.is_writer:
+            return
 
         def write(directory: Path) -> None:
-            save_policy(model, tokenizer_directory, directory)
-            names = [name for name, _ in model.named_parameters()]
-            tensors = {
-                f"{names[i]}.{key}": value.contiguous() if value.ndim else value.reshape(1)
-                for i, entry in optimizer.state_dict()["state"].items()
-                for key, value in entry.items()
-            }
+            save_policy(policy, tokenizer_directory, directory)
+            tensors = {name: value.contiguous() if value.ndim else value.reshape(1) for name, value in moments.items()}
             save_file(tensors, directory / "optimizer.safetensors")
             write_json(directory / "state.json", state)
 
@@ -103,17 +114,22 @@ class Run:
     def restore_optimizer(self, model: Qwen3, optimizer) -> None:
         """Put the saved moments back; the parameters have the optimizer's order."""
         state = {}
-        place = {name: i for i, (name, _) in enumerate(model.named_parameters())}
+        place = {name: (i, parameter) for i, (name, parameter) in enumerate(model.named_parameters())}
         for full_name, tensor in load_file(self.last_checkpoint() / "optimizer.safetensors").items():
             name, key = full_name.rsplit(".", 1)
-            state.setdefault(place[name], {})[key] = tensor.reshape(()) if key == "step" else tensor
+            i, parameter = place[name]
+            part = tensor.reshape(()) if key == "step" else distributed.split_like(tensor, parameter)
+            state.setdefault(i, {})[key] = part
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
     def save_best(self, model: Qwen3, tokenizer_directory, state: dict) -> None:
         """`best/`: the policy with the highest validation utility so far."""
+        policy = distributed.whole_model(model)
+        if not self.is_writer:
+            return
 
         def write(directory: Path) -> None:
-            save_policy(model, tokenizer_directory, directory)
+            save_policy(policy, tokenizer_directory, directory)
             write_json(directory / "state.json", state)
 
         write_directory(self.path / "best", write)
@@ -167,12 +183,12 @@ def policy_directory(path) -> Path:
     raise FileNotFoundError(f"{path}: no policy here (a model directory, or a run that has saved one)")
 
 
-def load_policy(path, device: str = "cpu"):
-    """(model, tokenizer) of a policy, in fp32. ValueError if the two do not fit, or if there is no such device."""
+def load_policy(path, device: str = "cpu", dtype: torch.dtype = torch.float32):
+    """(model, tokenizer) of a policy. ValueError if the two do not fit, or if there is no such device."""
     directory = policy_directory(path)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {device}: torch finds no such device here")
-    model, tokenizer = model_file.load(directory, device, torch.float32), load_tokenizer(directory)
+    model, tokenizer = model_file.load(directory, device, dtype), load_tokenizer(directory)
     if tokenizer.size > model.config.vocab_size:
         sizes = f"tokenizer.json has {tokenizer.size} ids, the model {model.config.vocab_size} rows"
         raise ValueError(f"{directory}: {sizes}")
@@ -217,6 +233,28 @@ def step_metrics(tasks: list[Task], scores: list[Score], gates, kappa, no_eviden
         names = sorted({getattr(task, cut) for task in tasks})
         out[cut] = {name: measure([p for p, task in enumerate(tasks) if getattr(task, cut) == name]) for name in names}
     return out
+
+
+def update_metrics(records: list[dict], norms: list[float]) -> dict:
+    """What to log about an update, from its micro-batches and the gradient norms of its optimizer steps."""
+    if not norms:
+        return {"updates": 0}
+    tokens = [record["tokens"] for record in records]
+
+    def mean(name: str) -> float:
+        """Over the sampled tokens."""
+        return sum(record[name] * n for record, n in zip(records, tokens, strict=True)) / sum(tokens)
+
+    mismatch = torch.cat([record["mismatch"] for record in records if record["mismatch"] is not None])
+    return {
+        "updates": len(norms),
+        "loss": sum(record["loss"] for record in records) / len(norms),
+        "ratio_max": max(record["ratio_max"] for record in records),
+        **{name: mean(name) for name in ("ratio_mean", "clip_fraction", "approx_kl", "entropy")},
+        "grad_norm": sum(norms) / len(norms),
+        "sampler_mismatch": float(mismatch.mean()),
+        "sampler_mismatch_max": float(mismatch.max()),
+    }
 
 
 def _mean(values) -> float:

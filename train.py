@@ -8,14 +8,17 @@ optimizer steps on the clipped objective of the log-probs [6, 7]. At the end bas
 items [8].
 
 Everything random follows from the seed and the step's number, so a run that was killed goes on with --resume to the
-same bits. Left out: KL penalties, replay, asynchronous rollouts.
+same bits. Under torchrun each rank samples its share of the prompts and runs its share of the micro-batches
+(distributed.py); all else is computed by every rank from the same rollouts.
+
+Left out: KL penalties, replay, asynchronous rollouts.
 """
 
 import json
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -23,13 +26,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import distributed
 import gspo
 from eval import compare, compare_table, evaluate, summary
+from forecast import dry_run, introduction
 from logprob import token_logps
 from model import Qwen3
 from options import Options, clear_errors, evaluation_tasks, open_translator, parse, require, training_tasks
 from reward import score
-from runs import Run, load_policy, policy_directory, rollout_row, step_metrics, write_json
+from runs import Run, load_policy, policy_directory, rollout_row, step_metrics, update_metrics, write_json
 from sampler import Rollout, rollout
 from translators import BudgetSpent
 
@@ -56,6 +61,7 @@ class Config(Options):
     clip_high: float = 0.2  # ratios above 1 + clip_high get no further
     minibatches: int = 2  # optimizer steps on each step's rollouts
     micro_tokens: int = 16384  # padded tokens in one forward
+    checkpoint_activations: bool = False  # keep each layer's input only, and run it again in the backward
     learning_rate: float = 1e-3  # of AdamW, after the warm-up
     warmup_steps: int = 5  # steps over which the learning rate rises
     decay: float = 0.5  # share of the steps, the last ones, over which the learning rate falls towards 0
@@ -68,6 +74,11 @@ class Config(Options):
     max_tool_errors: float = 0.5  # the run stops if the engine fails in more than this share of a step's rollouts
     test_items: int = 500  # test items in each group of languages, for the closing table
     log_rollouts: int = 8  # rollouts of each step kept in rollouts.jsonl
+    dry_run: bool = False  # print configuration, first prompt, predicted memory and plan, and stop
+
+    @property
+    def tiers(self) -> list[str]:
+        return ["high", "low", "xlow"] if self.lang_tier == "all" else [self.lang_tier]
 
     def check(self) -> None:
         super().check()
@@ -80,9 +91,9 @@ class ToolOutage(Exception):
     """The engine failed in so many rollouts of a step that the policy would learn that the tool is useless."""
 
 
-def generator(seed: int, step: int, purpose: int) -> torch.Generator:
+def generator(seed: int, step: int, purpose: int, rank: int = 0) -> torch.Generator:
     """A random generator that depends on nothing but its arguments: this is what makes a run resumable."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 8 + purpose)
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 8 + purpose + (rank << 48))
 
 
 def learning_rate(config: Config, step: int) -> float:
@@ -147,76 +158,70 @@ def update(model: Qwen3, optimizer, rollouts: list[Rollout], advantages: Tensor,
     in the first minibatch they are the detached new ones, for the others they are computed before the first optimizer
     step. So every ratio is exactly 1 before the policy moves.
     """
-    minibatches = split(rollouts, advantages, config)
+    minibatches = [  # an empty micro-batch (distributed.deal says what for) runs some rollout at weight 0
+        [(batch or [0], len(batch) / rows) for batch in distributed.deal(batches)]
+        for batches, rows in split(rollouts, advantages, config)
+    ]
 
     def logps_of(batch):
         return policy_logps(model, [rollouts[i] for i in batch], config.temperature, vocab)  # [6]
 
     with torch.no_grad():
-        old = {batch[0]: logps_of(batch)[0] for batches, _ in minibatches[1:] for batch in batches}
-    means, updates, mismatch, total_loss, highest = Means(), 0, [], 0.0, 0.0
-    for batches, rows in minibatches:
-        for batch in batches:
+        old = [[logps_of(batch)[0] for batch, _ in batches] for batches in minibatches[1:]]
+    records, norms = [], []
+    for number, batches in enumerate(minibatches):
+        for i, (batch, share) in enumerate(batches):
             logps, entropy, sampled = logps_of(batch)
-            old_logps = old.get(batch[0], logps.detach())
+            old_logps = old[number - 1][i] if number else logps.detach()
             A = advantages[batch].to(logps.device)
             loss, metrics = gspo.gspo_loss(  # [7]
                 logps, old_logps, sampled, A, config.clip_low, config.clip_high, config.ratio
             )
-            share = len(batch) / rows
+            distributed.sum_gradients(model, now=i + 1 == len(batches))
             (loss * share).backward()
-            total_loss += loss.item() * share
-            highest = max(highest, float(metrics.pop("ratio_max")))
-            means.add({**metrics, "entropy": entropy.sum() / sampled.sum()}, int(sampled.sum()))
-            if not updates:  # same weights as the sampler had: what remains is the two computations' difference
+            record = {name: float(value) for name, value in metrics.items()}
+            record |= {"loss": loss.item() * share, "entropy": float(entropy.sum() / sampled.sum()),
+                       "tokens": int(sampled.sum()), "mismatch": None}  # fmt: skip
+            if not norms:  # same weights as the sampler had: what remains is the two computations' difference
                 theirs = [torch.tensor(rollouts[i].logps, device=logps.device) for i in batch]
                 theirs = torch.nn.utils.rnn.pad_sequence(theirs, batch_first=True)  # [B, T]
-                mismatch.append((logps.detach() - theirs)[sampled].abs())
+                record["mismatch"] = (logps.detach() - theirs)[sampled].abs().cpu()
+            records.append(record if share else None)
         if batches:
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm or torch.inf)
-            means.add({"grad_norm": norm}, 1)
+            norms.append(distributed.clip_gradients(model, config.max_grad_norm or torch.inf))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            updates += 1
-    if not updates:
-        return {"updates": 0}
-    off = torch.cat(mismatch)
-    return {
-        "updates": updates,
-        "loss": total_loss / updates,
-        "ratio_max": highest,
-        **means.take(),
-        "sampler_mismatch": float(off.mean()),
-        "sampler_mismatch_max": float(off.max()),
-    }
-
-
-class Means:
-    """Weighted means of named numbers."""
-
-    def __init__(self):
-        self.totals = {}
-
-    def add(self, values: dict, weight: float) -> None:
-        for name, value in values.items():
-            total, weights = self.totals.get(name, (0.0, 0.0))
-            self.totals[name] = (total + float(value) * weight, weights + weight)
-
-    def take(self) -> dict[str, float]:
-        return {name: total / weights for name, (total, weights) in self.totals.items()}
+    records = [record for record in distributed.gather(records) if record]
+    return update_metrics(records, norms)
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------
 
 
+def sample(model, tokenizer, tasks, translator, config: Config, step: int) -> tuple[list[Rollout], list[Rollout]]:
+    """The step's rollouts and, for --gate probe, the probe's: group after group, each rank having sampled its share.
+
+    The whole policy, in the dtype of the computation, is gathered once for both and let go when they are done.
+    """
+    policy = distributed.gathered(model, getattr(torch, config.dtype))
+
+    def run(group_size: int, purpose: int, mode: str) -> list[Rollout]:
+        rng = generator(config.seed, step, purpose, distributed.rank())
+        mine = rollout(policy, tokenizer, distributed.share(tasks), group_size, translator, rng, mode=mode,
+                       temperature=config.temperature, **config.sampling())  # fmt: skip
+        return distributed.gather(mine, group_size)
+
+    rollouts = run(config.group_size, 0, "free")
+    return rollouts, run(config.probe_rollouts, 1, "forbidden") if config.gate == "probe" else []
+
+
 def train_step(model, tokenizer, optimizer, tasks, translator, config: Config, step: int) -> tuple[dict, list[dict]]:
     """One step: sample, score, shape, update. Returns the metrics, and rows for rollouts.jsonl.
 
-    Raises ToolOutage or BudgetSpent before the policy has moved.
+    Raises ToolOutage before the policy has moved.
     """
     P, G = len(tasks), config.group_size
-    sampling = {"temperature": config.temperature, **config.sampling()}
-    rollouts = rollout(model, tokenizer, tasks, G, translator, generator(config.seed, step, 0), **sampling)  # [4]
+    rollouts, extra = sample(model, tokenizer, tasks, translator, config, step)  # [4]
     scores = [score(r, tokenizer, config.answer) for r in rollouts]  # [5]
     correct = torch.tensor([float(s.correct) for s in scores]).view(P, G)
     used_tool = torch.tensor([s.used_tool for s in scores]).view(P, G)
@@ -226,11 +231,7 @@ def train_step(model, tokenizer, optimizer, tasks, translator, config: Config, s
     if failed > config.max_tool_errors:
         message = next(call.result for r in rollouts for call in r.calls if call.error == "engine")
         raise ToolOutage(f"the translator failed in {failed:.0%} of the rollouts ({message})")
-    probe = None
-    if config.gate == "probe":
-        extra = rollout(model, tokenizer, tasks, config.probe_rollouts, translator, generator(config.seed, step, 1),
-                        mode="forbidden", **sampling)  # fmt: skip
-        probe = torch.tensor([score(r, tokenizer, config.answer).correct for r in extra]).view(P, -1)
+    probe = torch.tensor([score(r, tokenizer, config.answer).correct for r in extra]).view(P, -1) if extra else None
 
     estimator = config.gate if config.gate in gspo.ESTIMATORS else "native"  # logged, also where it gates nothing
     kappa = gspo.confidence(correct, used_tool, estimator, probe, valid)  # [7]
@@ -258,52 +259,81 @@ def train_step(model, tokenizer, optimizer, tasks, translator, config: Config, s
 
 def validate(model, tokenizer, validation, tiers, translator, config: Config) -> dict:
     """Validation of the tiers in training: summaries by tier, and the utility that chooses `best/`."""
-    by_tier = {tier: summary(evaluate(model, tokenizer, validation[tier], translator, config)) for tier in tiers}
+    policy = distributed.gathered(model, getattr(torch, config.dtype))
+    by_tier = {tier: summary(outcomes(policy, tokenizer, validation[tier], translator, config)) for tier in tiers}
     utility = sum(v["accuracy"] - config.cost_weight * v["cost"] for v in by_tier.values()) / len(tiers)
     return {"utility": round(utility, 6), "tier": by_tier}
 
 
-def report(run: Run, base: Path, translator, config: Config, started: float) -> None:
+def outcomes(policy, tokenizer, tasks, translator, config: Config) -> list:
+    """Each task's rollout and score, every rank having evaluated its share."""
+    mine = evaluate(policy, tokenizer, distributed.share(tasks), translator, config, seed=distributed.rank())  # [8]
+    return distributed.gather(mine)
+
+
+def report(run: Run, base: Path, device: str, translator, config: Config, started: float) -> None:
     """Evaluate base and result on the same test items, print the closing table and write `report.json`."""
+    distributed.barrier()  # best/ is written
     tests = evaluation_tasks(config, "test", config.test_items)
     result = policy_directory(run.path)
-    outcomes = []
+    found = []
     for directory in (base, result):
-        policy = load_policy(directory, config.device)
-        outcomes.append({group: evaluate(*policy, tasks, translator, config) for group, tasks in tests.items()})  # [8]
-    compared = compare(*outcomes)
+        policy = load_policy(directory, device, getattr(torch, config.dtype))
+        found.append({group: outcomes(*policy, tasks, translator, config) for group, tasks in tests.items()})
+    if not run.is_writer:
+        return
+    compared = compare(*found)
     print(f"\nbase against {result}, {config.test_items} test items a group, sampled at temperature 1")
     print(compare_table(compared, "base", "result"))
     seconds = time.perf_counter() - started
     best = json.loads((result / "state.json").read_text())
-    write_json(run.path / "report.json", {"groups": compared, "result": best, "seconds": round(seconds, 1)})
+    more = {"translator": translator.meters} if hasattr(translator, "meters") else {}
+    write_json(run.path / "report.json", {"groups": compared, "result": best, "seconds": round(seconds, 1), **more})
     print(f"written to {run.path}, {seconds / 60:.1f} minutes")
 
 
 def main(argv: list[str] | None = None) -> None:
-    started = time.perf_counter()
     config = parse(Config, __doc__, argv)
+    if config.dry_run:
+        with clear_errors():
+            print(dry_run(config))
+        return
     with clear_errors():
-        tiers = ["high", "low", "xlow"] if config.lang_tier == "all" else [config.lang_tier]
+        device = distributed.start(config.device, config.dtype)
+    try:
+        with distributed.together():
+            train(config, device)
+    except BudgetSpent as reason:
+        sys.exit(f"stopped: {reason}; with a higher --max-money, --resume goes on from the last checkpoint")
+
+
+def train(config: Config, device: str) -> None:
+    """The whole run, on this rank's device."""
+    started = time.perf_counter()
+    with clear_errors():
+        tiers = config.tiers
         draw_tasks = training_tasks(config, tiers, config.seed)  # [1]
         validation = evaluation_tasks(config, "validation", config.validation_items)
         require(set(tiers) <= set(validation), f"--data {config.data}: no validation tasks in {', '.join(tiers)}")
         translator = open_translator(config)  # [3]
         base = policy_directory(config.model)
         run = Run(config.out or f"runs/{config.lang_tier}", config, config.resume)
-        model, tokenizer = load_policy(run.last_checkpoint() if run.state else base, config.device)  # [2]
-        optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+        model, tokenizer = load_policy(run.last_checkpoint() if run.state else base, device)  # [2], in fp32
+        model.checkpoint_activations = config.checkpoint_activations
+        model = distributed.shard(model, getattr(torch, config.dtype))
+        is_cuda = device.startswith("cuda")  # the fused step makes no temporary copies of all weights
+        optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0,
+                                      fused=is_cuda or None)  # fmt: skip
         if run.state:
             run.restore_optimizer(model, optimizer)
         run.open()
-    print(json.dumps(asdict(config), indent=2))
-    first = config.chat.prompt(draw_tasks(0, 1)[0], tokenizer)
-    print(f"first prompt:\n{tokenizer.decode(first)}")
+    print(introduction(config, draw_tasks(0, 1)[0], tokenizer))
 
     state = run.state or {"step": 0, "best": None}
     interrupted = []  # Ctrl-C lets the step finish and be saved; the second one is not caught
     signal.signal(signal.SIGINT, lambda *_: (interrupted.append(1), signal.signal(signal.SIGINT, signal.SIG_DFL)))
-    progress = tqdm(range(state["step"], config.steps), initial=state["step"], total=config.steps, unit="step")
+    progress = tqdm(range(state["step"], config.steps), initial=state["step"], total=config.steps, unit="step",
+                    disable=not run.is_writer)  # fmt: skip
     for step in progress:
         clock, is_last = time.perf_counter(), step + 1 == config.steps
         for group in optimizer.param_groups:
@@ -311,7 +341,7 @@ def main(argv: list[str] | None = None) -> None:
         tasks = draw_tasks(step, config.prompts)
         try:
             metrics, logged = train_step(model, tokenizer, optimizer, tasks, translator, config, step)
-        except (ToolOutage, BudgetSpent) as reason:
+        except ToolOutage as reason:
             run.save_checkpoint(model, optimizer, base, state)
             progress.close()
             sys.exit(f"stopped before step {step + 1}: {reason}; --resume goes on from there")
@@ -322,7 +352,7 @@ def main(argv: list[str] | None = None) -> None:
                 run.save_best(model, base, state["best"])
         run.log_step(step + 1, metrics, logged, time.perf_counter() - clock, getattr(translator, "meters", None))
         state["step"] = step + 1
-        is_stopping = bool(interrupted)  # asked once: the signal may come at any line
+        is_stopping = distributed.any_rank(bool(interrupted))  # asked once: the signal may come at any line
         if (step + 1) % config.save_every == 0 or is_last or is_stopping:
             run.save_checkpoint(model, optimizer, base, state)
         if "validation" in metrics:
@@ -333,7 +363,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"stopped after step {step + 1}; --resume with the same options goes on from there")
             sys.exit(130)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    report(run, base, translator, config, started)
+    report(run, base, device, translator, config, started)
 
 
 def status(by_tier: dict[str, dict]) -> str:

@@ -18,7 +18,7 @@ import tools
 
 ROOT = Path(__file__).resolve().parent.parent
 READING_ORDER = ["data", "model", "tools", "engines", "translators", "sampler", "reward", "logprob", "gspo", "options",
-                 "runs", "eval", "train", "translate_tasks", "reproduce"]  # fmt: skip
+                 "distributed", "runs", "forecast", "eval", "train", "translate_tasks", "reproduce"]  # fmt: skip
 STAGES = {"data": 1, "model": 2, "tools": 3, "sampler": 4, "reward": 5, "logprob": 6, "gspo": 7, "eval": 8, "train": 9}
 FILES = {path.stem: path for path in ROOT.glob("*.py")}
 TINY = {f"tiny.{path.stem}": path for path in (ROOT / "tiny").glob("*.py") if path.stem != "__init__"}

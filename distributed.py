@@ -1,0 +1,193 @@
+"""Several processes, one run: who does what, how the weights are split, and who writes.
+
+    torchrun --nproc-per-node 8 train.py --preset qwen3-4b
+
+Off the reading path. Weights, gradients and optimizer state are split among the ranks by PyTorch's own engine, FSDP2
+(`torch.distributed.fsdp.fully_shard`); this file says where in a step the ranks meet.
+
+    share     each rank samples its own prompts, with the whole weights, gathered once for all of them
+    gather    all ranks hold all rollouts: rewards and advantages are computed everywhere, from the same values
+    deal      each rank runs its micro-batches; gradients are summed over the ranks with the last one of an update
+    whole     weights and moments go to the one rank that writes, whole, so that a checkpoint knows no number of ranks
+
+Mixed precision is FSDP2's too: parameters stay in fp32, what is gathered for the computation is in bf16, so one process
+in bf16 is a group of one. One process in fp32 is no group at all: every function here returns what it was given.
+
+Left out: tensor, pipeline and sequence parallelism, replicas of a sharded model, and going on without a lost rank. A
+run ends with the first rank that does, and is resumed from its last checkpoint with any number of ranks.
+"""
+
+import contextlib
+import itertools
+import os
+import sys
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from model import Qwen3, assemble
+
+TIMEOUT = timedelta(minutes=30)  # for a rank that hangs; longer than one rank's rollouts may take beyond another's
+
+
+def start(device: str, dtype: str) -> str:
+    """Join the ranks that torchrun started, and return this rank's device ("cuda" becomes "cuda:3").
+
+    Only rank 0 prints from here on; errors of all ranks are seen. ValueError if there is no such device.
+    """
+    is_cuda = device.startswith("cuda")
+    if is_cuda and not torch.cuda.is_available():
+        raise ValueError(f"--device {device}: torch finds no such device here")
+    launched = dist.is_torchelastic_launched()
+    if launched or dtype != "float32":
+        if is_cuda:
+            device = f"cuda:{os.environ['LOCAL_RANK']}" if launched else device
+            torch.cuda.set_device(device)
+        alone = {} if launched else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+        dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo", timeout=TIMEOUT, **alone)
+        if rank() > 0:
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")
+    return device
+
+
+@contextlib.contextmanager
+def together():
+    """Around a run: leave the group at its end, and say it in a line if another rank was lost."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if world() == 1 or not (isinstance(error, dist.DistError) or "gloo" in text):
+            raise
+        reason = text.splitlines()[0].split(". ")[0]
+        print(f"rank {rank()} of {world()} stops: another rank is gone ({reason}). The run goes on from its last "
+              "checkpoint with --resume and any number of ranks.", file=sys.stderr, flush=True)  # fmt: skip
+        os._exit(1)  # leaving the group in order would wait for the lost rank
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many ranks there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+# --- work -------------------------------------------------------------------------------------------------------
+
+
+def share(items: list) -> list:
+    """This rank's part of a list that all ranks hold, dealt in turn. May be empty."""
+    return items[rank() :: world()]
+
+
+def gather(mine: list, block: int = 1) -> list:
+    """The inverse of `share`, on all ranks; each shared item may have become `block` entries."""
+    if world() == 1:
+        return mine
+    parts = [None] * world()
+    dist.all_gather_object(parts, mine)
+    blocks = [[part[i : i + block] for i in range(0, len(part), block)] for part in parts]
+    turns = itertools.zip_longest(*blocks, fillvalue=[])
+    return [entry for turn in turns for entries in turn for entry in entries]
+
+
+def deal(batches: list[list]) -> list[list]:
+    """This rank's micro-batches, with an empty one at the end where other ranks have one more.
+
+    The layers' weights are gathered by all ranks together, in each forward and backward: a rank that ran fewer would
+    leave the others waiting.
+    """
+    return share(batches + [[]] * (-len(batches) % world()))
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether it is true on any rank: a decision that all ranks must take alike."""
+    return any(gather([flag]))
+
+
+def barrier() -> None:
+    """Wait until all ranks are here."""
+    gather([])
+
+
+# --- weights ----------------------------------------------------------------------------------------------------
+
+
+def shard(model: Qwen3, dtype: torch.dtype) -> Qwen3:
+    """Split the parameters among the ranks, in place; they are gathered in `dtype`, layer by layer, when it is called.
+
+    The embedding, the last norm and the head stay whole until the backward is over, because the loss reads the head's
+    weight after the forward. Gradients are summed, not averaged: the loss is weighted by shares of the whole batch.
+    """
+    if not dist.is_initialized():
+        return model
+    weight = model.embed_tokens.weight
+    mesh = init_device_mesh(weight.device.type, (world(),))
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=weight.dtype)
+    for module in (*model.layers, model):
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=module is not model)
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)  # gloo has no operation that divides
+    return model
+
+
+def sum_gradients(model: Qwen3, now: bool) -> None:
+    """Whether the next backward sums the gradients over the ranks. Until then they add up on each rank, unsplit."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(now)
+
+
+def clip_gradients(model: Qwen3, max_norm: float) -> float:
+    """Scale the gradients down to this norm, over all ranks; returns the norm before."""
+    return float(_full(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)))
+
+
+def gathered(model: Qwen3, dtype: torch.dtype) -> Qwen3:
+    """The whole policy in `dtype` on every rank, as an ordinary module that samples without the others.
+
+    This is where weights would be handed to an inference engine.
+    """
+    if not isinstance(model, FSDPModule):
+        return model
+    weights = {name: _full(weight.detach().to(dtype)) for name, weight in model.named_parameters()}
+    return assemble(model.config, weights)
+
+
+def whole_model(model: Qwen3) -> Qwen3 | None:
+    """The policy in fp32 on the CPU of the rank that writes, None on the others."""
+    if not isinstance(model, FSDPModule):
+        return model
+    weights = whole({name: weight.detach() for name, weight in model.named_parameters()})
+    return assemble(model.config, weights) if rank() == 0 else None
+
+
+def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor with the parts of all ranks, on the CPU of the rank that writes; nothing on the others."""
+    kept = {}
+    for name, tensor in tensors.items():  # one at a time: no GPU ever holds them all
+        full = _full(tensor)
+        if rank() == 0:
+            kept[name] = full.cpu()
+    return kept
+
+
+def split_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """This rank's part of a whole tensor that belongs to a parameter, such as a moment; needs no other rank."""
+    if not isinstance(parameter, DTensor):
+        return tensor
+    tensor = tensor.to(parameter.device)
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def _full(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

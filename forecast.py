@@ -1,0 +1,157 @@
+"""What a run will take, before it is started: its plan, and the bytes at the peak of its two phases.
+
+Off the reading path. `train.py --dry-run` prints it, `bench/memory.py` makes a table of it. The forecast counts what
+the code keeps, tensor by tensor: what autograd saves is exact up to a few numbers a token, what lives for a moment only
+(logits, gathered layers, copies of the cache) is counted where it is largest. tests/test_forecast.py holds the former
+against autograd's own account.
+
+Left out: what the allocator loses to fragments, the CUDA context, NCCL's buffers. Leave 5% for them.
+
+Shapes: B rows, T time, S cache slots, C channels, H heads, K key/value heads, D head dim, I MLP channels, V vocabulary.
+"""
+
+import json
+from dataclasses import asdict
+
+from data import Task, load_tokenizer
+from logprob import CHUNK_BYTES
+from model import Config, read_config
+from options import training_tasks
+from runs import policy_directory
+
+SIZE = {"float64": 8, "float32": 4, "bfloat16": 2}
+
+
+def parameters(c: Config) -> tuple[int, int]:
+    """Numbers of parameters: (of one layer, of what is in no layer: embedding, last norm and, untied, the head)."""
+    queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    attention = c.hidden_size * (2 * queries + 2 * keys) + 2 * c.head_dim
+    tables = 1 if c.tie_word_embeddings else 2
+    return (
+        attention + 3 * c.hidden_size * c.intermediate_size + 2 * c.hidden_size,
+        tables * c.vocab_size * c.hidden_size + c.hidden_size,
+    )
+
+
+def saved_by_layer(c: Config, dtype: str) -> int:
+    """Bytes a token that autograd saves in one layer's forward, parameters excluded."""
+    e = SIZE[dtype]
+    wide = max(4, e)  # of the norms' statistics
+    queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    groups = c.num_attention_heads // c.num_key_value_heads
+    norms = 2 * (c.hidden_size * (wide + e) + wide)  # each in wide precision and normalised, and 1/rms
+    norms += (queries + keys) * (wide + e) + (c.num_attention_heads + c.num_key_value_heads) * wide
+    inputs = e * (2 * c.hidden_size + queries)  # of q/k/v, of gate/up, of o, a copy where the result lies by heads
+    attention = e * (2 * queries + 2 * (keys if groups == 1 else queries))  # queries, result, keys and values
+    attention += 4 * c.num_attention_heads  # log-sums
+    mlp = 4 * e * c.intermediate_size  # gate, silu(gate), up and their product
+    return norms + inputs + attention + mlp
+
+
+def saved(c: Config, dtype: str, tokens: int, scored: int, checkpoint: bool) -> int:
+    """Bytes that autograd holds when the backward begins, parameters excluded; `scored` of the tokens carry loss.
+
+    With `checkpoint`, each layer's input, and what one layer saves while the backward runs it again.
+    """
+    e = SIZE[dtype]
+    wide = max(4, e)
+    layer = saved_by_layer(c, dtype)
+    layers = layer + c.num_hidden_layers * e * c.hidden_size if checkpoint else c.num_hidden_layers * layer
+    ends = 8 + 2 * e * c.head_dim // 2 + c.hidden_size * (wide + e) + wide  # ids, rotary tables, last norm
+    return tokens * (layers + ends) + scored * (e * c.hidden_size + 40 + 2 * wide)  # 40: ids and places
+
+
+def update(c: Config, tokens: int, dtype: str, checkpoint: bool, ranks: int) -> dict[str, int]:
+    """Bytes on one rank at the peak of an update, by kind: micro-batches of `tokens`, every one of them scored.
+
+    Gradients are counted whole on each rank, because they are summed over ranks only with an update's last micro-batch.
+    """
+    e, (layer, ends) = SIZE[dtype], parameters(c)
+    total = c.num_hidden_layers * layer + ends
+    is_split = ranks > 1 or dtype != "float32"
+    logits = min(CHUNK_BYTES, tokens * c.vocab_size * e)
+    head = 4 * logits + (4 + e) * c.vocab_size * c.hidden_size + 3 * e * tokens * c.hidden_size
+    one_layer = e * tokens * (3 * c.intermediate_size + 2 * c.hidden_size)  # gradients inside the MLP
+    activations = saved(c, dtype, tokens, tokens, checkpoint)
+    if checkpoint:  # while the head works no layer has been run again yet
+        head = max(head - tokens * saved_by_layer(c, dtype), 0)
+    return {
+        "weights": 4 * total // ranks,
+        "moments": 8 * total // ranks,
+        "gradients": 4 * total,
+        "gathered": (2 * e * ends + 2 * e * layer + (4 + e) * layer) if is_split else 0,  # two layers, one's gradients
+        "activations": activations,
+        "working": max(head, one_layer),
+    }
+
+
+def rollouts(c: Config, rows: int, group: int, prompt: int, new: int, dtype: str, ranks: int) -> dict[str, int]:
+    """Bytes on one rank at the peak of sampling `rows` rollouts at a time, by kind: `prompt` + `new` ids each.
+
+    Sampling begins before there are gradients and after autograd has let go of everything.
+    """
+    e, (layer, ends) = SIZE[dtype], parameters(c)
+    total = c.num_hidden_layers * layer + ends
+    is_split = ranks > 1 or dtype != "float32"
+    slots = prompt + new + 1
+    queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    prompts = -(-rows // group)
+    cache = 2 * c.num_hidden_layers * keys * e * rows * slots
+    expanded = 2 * queries * e * rows * slots if queries != keys else 0  # one layer's keys and values, for each head
+    decode = expanded + rows * slots + 24 * rows * c.vocab_size  # logits in fp32, log-probs, two copies in fp64
+    prefill = prompts * prompt * (e * (3 * c.intermediate_size + 4 * c.hidden_size) + (1 + e) * prompt)
+    return {
+        "weights": 4 * total // ranks,
+        "moments": 8 * total // ranks,
+        "copy": e * total if is_split else 0,
+        "cache": cache + 7 * cache // 10,  # and what is copied of it when three in ten rows are done
+        "working": max(decode, prefill),
+    }
+
+
+def describe(parts: dict[str, int]) -> str:
+    """The sum in GB (10^9 bytes), and what it is made of."""
+    listed = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items() if size)
+    return f"{sum(parts.values()) / 1e9:.2f} GB ({listed})"
+
+
+# --- before a run -----------------------------------------------------------------------------------------------
+
+
+def introduction(config, task: Task, tokenizer) -> str:
+    """The resolved configuration, and the first prompt as the policy will see it."""
+    prompt = tokenizer.decode(config.chat.prompt(task, tokenizer))
+    return f"{json.dumps(asdict(config), indent=2)}\nfirst prompt:\n{prompt}"
+
+
+def dry_run(config) -> str:
+    """What train.py would do with this configuration: the introduction, the memory it would take, and its plan.
+
+    Reads the model's config.json and tokenizer, not its weights. Raises as train.py would for what cannot be read.
+    """
+    base = policy_directory(config.model)
+    tokenizer, shape = load_tokenizer(base), read_config(base)
+    draw_tasks = training_tasks(config, config.tiers, config.seed)
+    longest = max(len(config.chat.prompt(task, tokenizer)) for task in draw_tasks(0, config.prompts))
+    count = config.prompts * config.group_size
+    lines = []
+    for ranks in (1, 8):
+        rows = min(config.max_rows, -(-config.prompts // ranks) * config.group_size)
+        sampling = rollouts(shape, rows, config.group_size, longest, config.max_new_tokens, config.dtype, ranks)
+        training = update(shape, config.micro_tokens, config.dtype, config.checkpoint_activations, ranks)
+        lines += [
+            f"predicted memory of each of {ranks} ranks:" if ranks > 1 else "predicted memory of one process:",
+            f"  rollouts, {rows} rows of {longest} + {config.max_new_tokens} ids at a time: {describe(sampling)}",
+            f"  update, micro-batches of {config.micro_tokens} tokens: {describe(training)}",
+        ]
+    most = count * config.max_new_tokens
+    return "\n".join([
+        introduction(config, draw_tasks(0, 1)[0], tokenizer),
+        *lines,
+        f"plan: {config.steps} steps, each {config.prompts} prompts x {config.group_size} = {count} rollouts and "
+        f"{config.minibatches} optimizer steps",
+        f"  in all {config.steps * count:,} rollouts and at most {config.steps * most:,} tokens, {most:,} a step",
+        f"  every {config.eval_every} steps validation, {config.validation_items} items in each of "
+        f"{', '.join(config.tiers)}; every {config.save_every} steps a checkpoint",
+        "nothing was written",
+    ])  # fmt: skip

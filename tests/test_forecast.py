@@ -1,0 +1,120 @@
+"""The forecast of a run: bytes against autograd's own account, and a dry run that writes nothing."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import base_directory, call_main, files_under, write_tasks
+from torch.autograd.graph import saved_tensors_hooks
+
+import forecast
+import gspo
+import train
+from data import Task
+from model import Config, Qwen3, rotary_tables
+from sampler import Rollout
+
+SMALL = Config(vocab_size=300, hidden_size=96, intermediate_size=160, num_hidden_layers=4, num_attention_heads=6,
+               num_key_value_heads=2, head_dim=16, tie_word_embeddings=True)  # fmt: skip
+SHAPES = {
+    "grouped queries": SMALL,
+    "one head for each key": replace(SMALL, num_key_value_heads=6),
+    "wide MLP, untied": replace(SMALL, intermediate_size=400, tie_word_embeddings=False),
+}
+ROWS, PROMPT, NEW = 5, 30, 34
+
+
+def account(model: Qwen3, run) -> int:
+    """Bytes of all storages that autograd saves while `run` is called, each counted once, the weights not."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    saved = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor  # which keeps it alive, so that no address is used twice
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = run()
+    assert result.requires_grad
+    return sum(saved.values())
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_forecast_is_within_a_tenth_of_what_autograd_saves(shape, dtype, checkpoint):
+    """Catches a tensor that is forgotten or counted twice, and a checkpoint that saves what it should not."""
+    config, kind = SHAPES[shape], getattr(torch, dtype)
+    model = Qwen3(config).to(kind)
+    model.checkpoint_activations = checkpoint
+    task = Task("t", "en", "high", "trained", "math", "?", (), "1")
+    rollouts = [Rollout(task, (5,) * PROMPT, (7,) * NEW, (True,) * NEW, (0.0,) * NEW, (), "end")] * ROWS
+
+    def loss():
+        logps, _, sampled = train.policy_logps(model, rollouts, 1.0, config.vocab_size)
+        return gspo.gspo_loss(logps, logps.detach(), sampled, torch.ones(ROWS), 0.2, 0.2)[0]
+
+    def layer():
+        cos, sin = rotary_tables(torch.arange(PROMPT + NEW)[None], config.head_dim, config.rope_theta, kind)
+        x = torch.randn(ROWS, PROMPT + NEW, config.hidden_size, dtype=kind, requires_grad=True)
+        return model.layers[0](x * 1, cos, sin, None)
+
+    measured = account(model, loss) + (account(model, layer) if checkpoint else 0)
+    predicted = forecast.saved(config, dtype, ROWS * (PROMPT + NEW), ROWS * NEW, checkpoint)
+    assert predicted == pytest.approx(measured, rel=0.1)
+
+
+def test_checkpointing_changes_no_gradient():
+    """Catches a recomputation with other inputs, and a flag that does nothing."""
+    config, gradients, saved = SHAPES["grouped queries"], [], []
+    torch.manual_seed(0)
+    model = Qwen3(config)
+    ids = torch.randint(0, config.vocab_size, (3, 40))
+    for checkpoint in (False, True):
+        model.checkpoint_activations = checkpoint
+        saved.append(account(model, lambda: model(ids)))
+        model.logits(model(ids)).square().mean().backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+        model.zero_grad()
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert saved[1] < saved[0] / 4
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_parameters_are_counted(tied):
+    """Catches a forgotten norm, and a tied head that is counted twice."""
+    config = replace(SMALL, tie_word_embeddings=tied)
+    layer, ends = forecast.parameters(config)
+    assert config.num_hidden_layers * layer + ends == sum(p.numel() for p in Qwen3(config).parameters())
+
+
+def test_ranks_share_the_state_and_not_the_tokens():
+    """Catches a forecast that divides what every rank holds whole."""
+    one, eight = (forecast.update(SMALL, 1000, "bfloat16", True, ranks) for ranks in (1, 8))
+    assert one["weights"] // 8 == eight["weights"] and one["moments"] // 8 == eight["moments"]
+    assert one["activations"] == eight["activations"] and one["gradients"] == eight["gradients"]
+    assert forecast.update(SMALL, 1000, "float32", True, 1)["gathered"] == 0
+    assert forecast.rollouts(SMALL, 8, 4, 20, 20, "float32", 1)["copy"] == 0
+
+
+def test_a_dry_run_says_what_would_happen_and_writes_nothing(tmp_path, capsys):
+    """Catches a dry run that begins, that needs the weights, or whose numbers are not the run's."""
+    data = write_tasks(tmp_path / "tasks.jsonl")
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        (model / name).write_bytes((base_directory() / name).read_bytes())
+    before = files_under(tmp_path)
+    call_main(train.main, "--preset", "qwen3-4b", "--model", model, "--data", data, "--lang-tier", "low", "--steps", 3,
+              "--out", tmp_path / "run", "--dry-run")  # fmt: skip
+    printed = capsys.readouterr().out
+    assert files_under(tmp_path) == before
+    config = json.loads(printed[: printed.index("\nfirst prompt")])
+    assert (config["steps"], config["group_size"], config["clip_high"]) == (3, 8, 4e-4)
+    assert "<tools>" in printed and "<|im_start|>assistant\n<think>\n\n</think>" in printed
+    assert "3 steps, each 128 prompts x 8 = 1024 rollouts and 4 optimizer steps" in printed
+    assert "3,072 rollouts and at most 6,291,456 tokens" in printed
+    assert printed.count(" GB (weights ") == 4
