@@ -41,8 +41,9 @@ def saved_by_layer(c: Config, dtype: str) -> int:
     groups = c.num_attention_heads // c.num_key_value_heads
     norms = 2 * (c.hidden_size * (wide + e) + wide)  # each in wide precision and normalised, and 1/rms
     norms += (queries + keys) * (wide + e) + (c.num_attention_heads + c.num_key_value_heads) * wide
-    inputs = e * (2 * c.hidden_size + queries)  # of q/k/v, of gate/up, of o, which is attention's own result
-    attention = e * (queries + 2 * (keys if groups == 1 else queries)) + 4 * c.num_attention_heads  # and log-sum
+    inputs = e * (2 * c.hidden_size + queries)  # of q/k/v, of gate/up, of o, a copy where the result lies by heads
+    attention = e * (2 * queries + 2 * (keys if groups == 1 else queries))  # queries, result, keys and values
+    attention += 4 * c.num_attention_heads  # log-sums
     mlp = 4 * e * c.intermediate_size  # gate, silu(gate), up and their product
     return norms + inputs + attention + mlp
 
