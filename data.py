@@ -45,7 +45,7 @@ class Task:
     choices: tuple[str, ...]  # shown one a line below the question; may be empty
     answer: str  # language-independent (a number, a name) or English
     question_en: str | None = None  # the same question in English, where it is known
-    price: float | None = None  # what a call costs here, for a policy conditioned on cost
+    price: float | None = None  # what a call of mean length costs here, stated in the prompt; None: as configured
 
 
 def user_message(task: Task) -> str:
@@ -242,9 +242,12 @@ def encode_prompt(task: Task, tokenizer: Tokenizer, system: str | None = None, t
     """The prompt's ids, up to where the assistant begins.
 
     `think=False` closes the thinking with an empty think block, as Qwen3's template does; `think=True` leaves the
-    turn open. `tools` puts the schema of the translate tool into the system turn.
+    turn open. `tools` puts the schema of the translate tool into the system turn. A task with a price has it stated at
+    the end of the instructions; it is no part of the user message, so it is never translated.
     """
     pieces = []
+    if task.price is not None:
+        system = "\n\n".join(filter(None, (system, f"price {task.price:g}")))
     if tools:
         intro = f"{system}\n\n" if system else ""
         pieces += [IM_START, "system\n" + intro + TOOLS_INTRO + "\n" + json.dumps(TOOL_SCHEMA, ensure_ascii=False)]

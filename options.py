@@ -70,7 +70,7 @@ PRESETS = {
 
 MAY_BE_ZERO = {  # all other numbers among the options must be positive
     "tool_noise", "money_per_char", "max_money", "workers", "price_call", "price_char", "max_calls", "threshold",
-    "cost_weight", "warmup_steps", "decay", "log_rollouts", "seed", "max_tool_errors",
+    "cost_weight", "max_price", "warmup_steps", "decay", "log_rollouts", "seed", "max_tool_errors",
 }  # fmt: skip
 
 
@@ -241,6 +241,15 @@ def evaluation_tasks(options: Options, part: str, count: int) -> dict[str, list[
         if _part(task) == part:
             groups.setdefault(task.tier if task.split == "trained" else task.split, []).append(task)
     return {name: tasks[:count] for name, tasks in groups.items()}
+
+
+def with_prices(tasks: list[Task], highest: float, key) -> list[Task]:
+    """The tasks, each with a price that its prompt states: a tenth between 0 and `highest`, drawn at random. The same
+    `key` draws the same prices. With `highest` 0 the tasks as they are."""
+    if not highest:
+        return tasks
+    rng = random.Random(f"prices {key}")
+    return [dataclasses.replace(task, price=rng.randint(0, round(10 * highest)) / 10) for task in tasks]
 
 
 def _spread(codes: list[str]) -> list[str]:

@@ -28,11 +28,21 @@ from tqdm import tqdm
 
 import distributed
 import gspo
+from data import Task
 from eval import compare, compare_table, evaluate, summary
 from forecast import dry_run, introduction
 from logprob import token_logps
 from model import Qwen3
-from options import Options, clear_errors, evaluation_tasks, open_translator, parse, require, training_tasks
+from options import (
+    Options,
+    clear_errors,
+    evaluation_tasks,
+    open_translator,
+    parse,
+    require,
+    training_tasks,
+    with_prices,
+)
 from reward import score
 from runs import Run, load_policy, policy_directory, rollout_row, step_metrics, update_metrics, write_json
 from sampler import Rollout, rollout
@@ -53,7 +63,8 @@ class Config(Options):
     gate: Literal["native", "group", "probe", "always", "never"] = "native"  # where a call is charged
     threshold: float = 0.95  # confidence from which the gate is open (tau)
     penalty: Literal["multiply", "subtract"] = "multiply"  # form of the charge
-    cost_weight: float = 0.3  # what a call of mean length takes off a right answer (lambda)
+    cost_weight: float = 0.3  # what a call of mean length takes off a right answer (lambda), where a task has no price
+    max_price: float = 0.0  # give tasks prices drawn from 0 to this, stated in the prompt, as their lambda (0: none)
     probe_rollouts: int = 4  # extra tool-free rollouts of each task, for --gate probe
     advantage_scale: Literal["group", "batch", "none"] = "none"  # what advantages are divided by
     ratio: Literal["sequence", "token"] = "token"  # importance ratio and weight: GSPO's a rollout, or GRPO's a token
@@ -84,6 +95,7 @@ class Config(Options):
         super().check()
         require(self.threshold <= 1, f"--threshold is a confidence, at most 1, not {self.threshold}")
         require(self.decay <= 1, f"--decay is a share of the steps, at most 1, not {self.decay}")
+        require(round(self.max_price, 1) == self.max_price, "--max-price must be a multiple of 0.1")
         require(self.prompts % self.minibatches == 0, "--prompts must be a multiple of --minibatches")
 
 
@@ -101,6 +113,11 @@ def learning_rate(config: Config, step: int) -> float:
     rise = (step + 1) / (config.warmup_steps + 1)
     fall = (config.steps - step) / max(1.0, config.decay * config.steps)
     return config.learning_rate * min(1.0, rise, fall)
+
+
+def cost_weight(task: Task, config: Config) -> float:
+    """Lambda for this task: the price that its prompt states, else --cost-weight."""
+    return config.cost_weight if task.price is None else task.price
 
 
 # --- from rollouts to an update ---------------------------------------------------------------------------------
@@ -236,7 +253,8 @@ def train_step(model, tokenizer, optimizer, tasks, translator, config: Config, s
     estimator = config.gate if config.gate in gspo.ESTIMATORS else "native"  # logged, also where it gates nothing
     kappa = gspo.confidence(correct, used_tool, estimator, probe, valid)  # [7]
     gates = gspo.gate(kappa, config.gate, config.threshold)
-    reward = gspo.shaped_reward(correct, cost, gates, config.cost_weight, config.penalty)
+    weights = torch.tensor([cost_weight(task, config) for task in tasks])
+    reward = gspo.shaped_reward(correct, cost, gates, weights, config.penalty)
     advantages = gspo.group_advantages(reward, config.advantage_scale, valid)
     updated = update(model, optimizer, rollouts, advantages.flatten(), config, tokenizer.size)
 
@@ -260,9 +278,10 @@ def train_step(model, tokenizer, optimizer, tasks, translator, config: Config, s
 def validate(model, tokenizer, validation, tiers, translator, config: Config) -> dict:
     """Validation of the tiers in training: summaries by tier, and the utility that chooses `best/`."""
     policy = distributed.gathered(model, getattr(torch, config.dtype))
-    by_tier = {tier: summary(outcomes(policy, tokenizer, validation[tier], translator, config)) for tier in tiers}
-    utility = sum(v["accuracy"] - config.cost_weight * v["cost"] for v in by_tier.values()) / len(tiers)
-    return {"utility": round(utility, 6), "tier": by_tier}
+    found = {tier: outcomes(policy, tokenizer, validation[tier], translator, config) for tier in tiers}
+    every = [outcome for tier in tiers for outcome in found[tier]]
+    utility = sum(s.correct - cost_weight(r.task, config) * s.cost for r, s in every) / len(every)
+    return {"utility": round(utility, 6), "tier": {tier: summary(found[tier]) for tier in tiers}}
 
 
 def outcomes(policy, tokenizer, tasks, translator, config: Config) -> list:
@@ -275,11 +294,12 @@ def report(run: Run, base: Path, device: str, translator, config: Config, starte
     """Evaluate base and result on the same test items, print the closing table and write `report.json`."""
     distributed.barrier()  # best/ is written
     tests = evaluation_tasks(config, "test", config.test_items)
+    priced = {group: with_prices(tasks, config.max_price, group) for group, tasks in tests.items()}
     result = policy_directory(run.path)
     found = []
-    for directory in (base, result):
+    for directory, groups in ((base, tests), (result, priced)):  # the base knows no prices
         policy = load_policy(directory, device, getattr(torch, config.dtype))
-        found.append({group: outcomes(*policy, tasks, translator, config) for group, tasks in tests.items()})
+        found.append({group: outcomes(*policy, tasks, translator, config) for group, tasks in groups.items()})
     if not run.is_writer:
         return
     compared = compare(*found)
@@ -313,7 +333,8 @@ def train(config: Config, device: str) -> None:
     with clear_errors():
         tiers = config.tiers
         draw_tasks = training_tasks(config, tiers, config.seed)  # [1]
-        validation = evaluation_tasks(config, "validation", config.validation_items)
+        validation = {group: with_prices(tasks, config.max_price, group) for group, tasks in
+                      evaluation_tasks(config, "validation", config.validation_items).items()}  # fmt: skip
         require(set(tiers) <= set(validation), f"--data {config.data}: no validation tasks in {', '.join(tiers)}")
         translator = open_translator(config)  # [3]
         base = policy_directory(config.model)
@@ -327,7 +348,8 @@ def train(config: Config, device: str) -> None:
         if run.state:
             run.restore_optimizer(model, optimizer)
         run.open()
-    print(introduction(config, draw_tasks(0, 1)[0], tokenizer))
+    first = with_prices(draw_tasks(0, 1), config.max_price, f"{config.seed} 0")[0]
+    print(introduction(config, first, tokenizer))
 
     state = run.state or {"step": 0, "best": None}
     interrupted = []  # Ctrl-C lets the step finish and be saved; the second one is not caught
@@ -338,7 +360,7 @@ def train(config: Config, device: str) -> None:
         clock, is_last = time.perf_counter(), step + 1 == config.steps
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
-        tasks = draw_tasks(step, config.prompts)
+        tasks = with_prices(draw_tasks(step, config.prompts), config.max_price, f"{config.seed} {step}")
         try:
             metrics, logged = train_step(model, tokenizer, optimizer, tasks, translator, config, step)
         except ToolOutage as reason:

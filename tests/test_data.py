@@ -77,6 +77,18 @@ def test_a_question_mark_and_a_newline_are_one_token(tokenizer):
     assert len(tokenizer.encode_text("?\n\n")) == 1
 
 
+def test_a_price_is_stated_in_the_system_turn_alone(tokenizer):
+    """Catches a price that is translated with the question, or that changes the rest of the prompt."""
+    task = Task("1", "xx", "low", "trained", "math", "Was ist 2 + 2?", (), "4")
+    priced = replace(task, price=0.3)
+    without, stated = (data.encode_prompt(t, tokenizer, think=True, tools=False) for t in (task, priced))
+    assert stated[-len(without) :] == without
+    assert tokenizer.decode(stated[: -len(without)]) == "<|im_start|>system\nprice 0.3<|im_end|>\n"
+    with_words = tokenizer.decode(data.encode_prompt(priced, tokenizer, "Be brief.", think=True, tools=False))
+    assert with_words.startswith("<|im_start|>system\nBe brief.\n\nprice 0.3<|im_end|>")
+    assert data.user_message(priced) == data.user_message(task)
+
+
 def test_the_schema_shown_is_the_schema():
     """Would catch a schema that was changed without the golden strings, or a second copy of it."""
     with_tools = [case["text"] for case in GOLDEN.values() if case["tools"]]

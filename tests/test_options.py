@@ -15,7 +15,7 @@ import eval as eval_file
 import options
 import train
 from data import load_tasks
-from options import Options, evaluation_tasks, parse, training_tasks
+from options import Options, evaluation_tasks, parse, training_tasks, with_prices
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +277,15 @@ def test_training_never_sees_held_out_languages_or_items_of_other_splits(tiers):
     tests = {task.question_en for part in ("validation", "test")
              for tasks in evaluation_tasks(Options(), part, 200).values() for task in tasks}  # fmt: skip
     assert not tests & {task.question_en for task in found}
+
+
+def test_prices_are_tenths_that_follow_from_the_key():
+    """Catches prices that change on resuming, that never reach the ends of the range, or that touch other fields."""
+    tasks = evaluation_tasks(Options(), "test", 60)["low"]
+    priced = with_prices(tasks, 0.4, "0 1")
+    assert {task.price for task in priced} == {0.0, 0.1, 0.2, 0.3, 0.4}
+    assert priced == with_prices(tasks, 0.4, "0 1") != with_prices(tasks, 0.4, "0 2")
+    assert [dataclasses.replace(task, price=None) for task in priced] == tasks == with_prices(tasks, 0.0, "0 1")
 
 
 def test_evaluation_groups_are_complete_and_paired():

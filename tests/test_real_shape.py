@@ -21,25 +21,11 @@ from options import BOXED
 from reward import Score, score
 from sampler import rollout
 from tiny.pretrain import train_tokenizer
-from tools import TranslationError
+from translators import open_engine
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 pytestmark = pytest.mark.skipif(not (DATA / "mgsm.jsonl").is_file(), reason="the recorded data are not beside the code")
 LANGUAGES = ("es", "fr")
-
-
-class Recorded:
-    """A translator that knows what an engine once answered."""
-
-    name = "recorded"
-
-    def __init__(self, answers: dict[tuple[str, str], str]):
-        self.answers = answers
-
-    def translate(self, texts, source, target="en"):
-        if any((source, text) not in self.answers for text in texts):
-            raise TranslationError("this text was not recorded")
-        return [self.answers[source, text] for text in texts]
 
 
 def rows(name: str) -> list[dict]:
@@ -53,10 +39,10 @@ def questions():
 
 
 @pytest.fixture(scope="module")
-def recorded(questions):
-    text = {row["id"]: row["question"] for row in questions}
-    return Recorded({(row["lang"], text[row["id"]]): row["translation_en"] for row in rows("apertium_to_en.jsonl")
-                     if row["id"] in text})  # fmt: skip
+def recorded():
+    """The engine that has the answers to MGSM's questions: the file names them by the id of the question."""
+    fields = f"source=lang&translation=translation_en&text=question&texts={DATA / 'mgsm.jsonl'}"
+    return f"recorded:{DATA / 'apertium_to_en.jsonl'}?{fields}"
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +80,12 @@ def test_three_steps_of_the_4b_preset(policy_dir, task_file, recorded, tmp_path,
         return Score(sum(r.ids) % 2, None, score(r, tokenizer, answer).format_ok, 0.0, bool(r.calls))
 
     monkeypatch.setattr(train, "score", lucky)
-    monkeypatch.setattr(train, "open_translator", lambda options: recorded)
     out = tmp_path / "run"
     call_main(train.main, "--preset", "qwen3-4b", "--device", "cpu", "--dtype", "float32", "--model", policy_dir,
-              "--data", task_file, "--fields", "language=lang", "--lang-tier", "high", "--steps", 3, "--prompts", 2,
-              "--group-size", 3, "--minibatches", 2, "--max-new-tokens", 12, "--eval-every", 3, "--validation-items", 1,
-              "--save-every", 3, "--test-items", 1, "--learning-rate", 1e-3, "--advantage-scale", "none",
-              "--out", out)  # fmt: skip
+              "--translator", recorded, "--data", task_file, "--fields", "language=lang", "--lang-tier", "high",
+              "--steps", 3, "--prompts", 2, "--group-size", 3, "--minibatches", 2, "--max-new-tokens", 12,
+              "--eval-every", 3, "--validation-items", 1, "--save-every", 3, "--test-items", 1,
+              "--learning-rate", 1e-3, "--advantage-scale", "none", "--out", out)  # fmt: skip
     printed = capsys.readouterr().out
     assert "<tools>" in printed and "\\boxed{}" in printed and "<think>\n\n</think>" in printed
     metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -116,9 +101,10 @@ def test_a_recorded_translation_is_read_by_the_policy(policy_dir, task_file, rec
     tasks = load_tasks(task_file, {"language": "lang"})[:2]
     model, tokenizer = model_file.load(policy_dir), load_tokenizer(policy_dir)
     chat = Chat(BOXED, tool_schema=True, think_block=True, answer="boxed")
-    for r in rollout(model, tokenizer, tasks, 1, recorded, torch.Generator().manual_seed(0), mode="forced",
+    engine = open_engine(recorded)
+    for r in rollout(model, tokenizer, tasks, 1, engine, torch.Generator().manual_seed(0), mode="forced",
                      max_new_tokens=160, chat=chat):  # fmt: skip
         assert r.calls[0].error is None
-        assert r.calls[0].result == recorded.answers[r.task.language, r.task.question]
+        assert r.calls[0].result == engine.translate([r.task.question], r.task.language)[0]
         assert f"<tool_response>\n{r.calls[0].result}\n</tool_response>" in tokenizer.decode(r.ids)
         assert not score(r, tokenizer, "boxed").correct

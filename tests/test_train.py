@@ -244,12 +244,12 @@ def test_a_plan_holds_every_row_once_within_the_budget(lengths, budget):
 # --- a step -----------------------------------------------------------------------------------------------------
 
 
-def one_step(config, translator=None, tokenizer=None):
+def one_step(config, translator=None, tasks=TASKS):
     model = policy()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0)
     tokenizer = load_tokenizer(base_directory())
     translator = translator or LexiconTranslator()
-    return *train.train_step(model, tokenizer, optimizer, TASKS, translator, config, 0), weights(model)
+    return *train.train_step(model, tokenizer, optimizer, tasks, translator, config, 0), weights(model)
 
 
 def without_seconds(rows):
@@ -312,6 +312,18 @@ def test_probe_confidence_comes_from_extra_rollouts_without_the_tool(tokenizer):
     assert not any(r.calls for r in extra)
     assert metrics["confidence"] == pytest.approx(sum(correct) / len(correct))
     assert without_seconds(rows) == without_seconds(one_step(ALL)[1])  # the group itself is the same
+
+
+def test_a_stated_price_is_what_a_call_costs():
+    """Catches a price that reaches the prompt and not the reward: lambda would be the same for all prompts."""
+    config = replace(ALL, gate="always", penalty="subtract", cost_weight=0.5)
+    priced = [replace(task, price=price) for task, price in zip(TASKS, (0.0, 0.2, 1.0, None), strict=True)]
+    _, rows, _ = one_step(config, tasks=priced)
+    for p, weight in enumerate((0.0, 0.2, 1.0, 0.5)):
+        group = [row["score"] for row in rows[8 * p : 8 * p + 8]]
+        reward = torch.tensor([s["correct"] - weight * s["cost"] for s in group])
+        expected = (reward - reward.mean()).tolist()
+        assert [row["advantage"] for row in rows[8 * p : 8 * p + 8]] == pytest.approx(expected, abs=1e-4)
 
 
 def test_generators_of_steps_purposes_and_seeds_differ():
