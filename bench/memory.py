@@ -1,6 +1,6 @@
 """A table of predicted memory: published Qwen3 shapes on one GPU and on eight, as Markdown.
 
-    python bench/memory.py
+    python -m bench.memory
 
 Figures are forecast.py's, in GB (10^9 bytes), for the tokens named above the table. A cell is the larger of the two
 phases, and fits if 5% of the card stay free. On a GPU, --measure NAME runs an update on random weights and
@@ -10,20 +10,16 @@ Left out: times. What is measured here is memory alone.
 """
 
 import argparse
-import sys
-from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import distributed  # noqa: E402
-import forecast  # noqa: E402
-import train  # noqa: E402
-from data import Task  # noqa: E402
-from model import Config, Qwen3  # noqa: E402
-from options import PRESETS  # noqa: E402
-from sampler import Rollout  # noqa: E402
+import distributed
+import forecast
+import train
+from data import Task
+from model import Config, Qwen3
+from options import PRESETS
+from sampler import Rollout
 
 SHAPES = {  # name: hidden, MLP, layers, query heads, tied, as published
     "0.6B": (1024, 3072, 28, 16, True),

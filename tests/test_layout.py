@@ -17,11 +17,19 @@ import sampler
 import tools
 
 ROOT = Path(__file__).resolve().parent.parent
-READING_ORDER = ["data", "model", "tools", "engines", "translators", "sampler", "reward", "logprob", "gspo", "options",
-                 "distributed", "runs", "forecast", "eval", "train", "translate_tasks", "reproduce"]  # fmt: skip
+READING_ORDER = """
+    data model tools engines translators sampler reward logprob gspo options distributed runs forecast eval train
+    translate_tasks paper.measures paper.outcomes paper.comparisons paper.tables paper.figures reproduce
+""".split()
 STAGES = {"data": 1, "model": 2, "tools": 3, "sampler": 4, "reward": 5, "logprob": 6, "gspo": 7, "eval": 8, "train": 9}
-FILES = {path.stem: path for path in ROOT.glob("*.py")}
-TINY = {f"tiny.{path.stem}": path for path in (ROOT / "tiny").glob("*.py") if path.stem != "__init__"}
+
+
+def files_of(package: str) -> dict[str, Path]:
+    return {f"{package}.{path.stem}": path for path in (ROOT / package).glob("*.py") if path.stem != "__init__"}
+
+
+FILES = {path.stem: path for path in ROOT.glob("*.py")} | files_of("paper")
+TINY = files_of("tiny")
 PRODUCT = FILES | TINY
 DEPENDENCIES = {"torch", "safetensors", "tokenizers", "numpy", "triton", "tqdm"}
 
@@ -35,7 +43,7 @@ def imports(path: Path, top_level_only: bool = False) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             module = "." * node.level + (node.module or "")
-            found |= {f"{module}.{alias.name}" for alias in node.names} if module == "tiny" else {module}
+            found |= {f"{module}.{alias.name}" for alias in node.names} if module in ("tiny", "paper") else {module}
     return found
 
 
@@ -55,7 +63,7 @@ def test_a_file_imports_only_from_files_above_it(name):
 def test_only_command_line_support_knows_of_the_embedded_world():
     """Catches a trainer that treats the embedded world as anything but a file of tasks and a translator."""
     users = {name for name in FILES if any(module.split(".")[0] == "tiny" for module in imports(FILES[name]))}
-    assert "options" in users and users <= {"options", "translate_tasks", "reproduce"}
+    assert "options" in users and users <= {"options", "translate_tasks", "reproduce", "paper.outcomes"}
 
 
 def test_the_embedded_world_knows_nothing_of_what_is_measured_with_it():

@@ -1,0 +1,1 @@
+"""What reproduce.py needs: item outcomes, measures over them, comparisons, tables and figures."""

@@ -1,0 +1,113 @@
+"""What is evaluated, and what happened to each item, packed into a small file.
+
+    item_set -> tasks;  pack -> results/NAME-SEED-KEY.json -> load_result -> outcomes
+
+Off the reading path. The items of a part follow from their number alone, so a result file holds no questions: only
+whether each answer was right, whether the tool was used, and at what cost, in the order of the items.
+"""
+
+import base64
+import functools
+import hashlib
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from data import Task
+from options import require
+from runs import read_lines
+from tiny import world
+
+# --- items ------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def item_set(part: str, count: int) -> list[Task]:
+    """What is evaluated. test: `count` items in each of the seven groups of languages; validation: a quarter of that in
+    the three tiers that RL trains on; languages: a quarter in every language of the three tiers. Groups and languages
+    render the same items."""
+    tiers = ("high", "low", "xlow")
+    groups = {
+        "test": [world.languages(tier, split) for split in ("trained", "held-out") for tier in tiers]
+        + [world.languages("synthetic")],
+        "validation": [world.languages(tier, "trained") for tier in tiers],
+        "languages": [[code] for tier in tiers for code in world.languages(tier)],
+    }[part]
+    split = "validation" if part == "validation" else "test"
+    count = count if part == "test" else count // 4
+    return [task for codes in groups for task in world.tasks(split, codes, count, "evaluation")]
+
+
+def columns(tasks: list[Task]) -> dict[str, np.ndarray]:
+    """What the tables are cut by, an array over the tasks each; `item` is the same for all renderings of an item."""
+    return {
+        "group": np.array([f"held-out {t.tier}" if t.split == "held-out" else t.tier for t in tasks]),
+        "language": np.array([t.language for t in tasks]),
+        "domain": np.array([t.domain for t in tasks]),
+        "item": np.array([t.id.partition("/")[2] for t in tasks]),
+    }
+
+
+# --- results ----------------------------------------------------------------------------------------------------
+
+UNITS = {"correct": 1, "used_tool": 1, "cost": 1000, "logp": -100}  # a stored integer is value x unit, rounded
+
+
+def pack(values, unit: float) -> str:
+    """Numbers as text: integers in units of 1 / unit, compressed."""
+    whole = np.rint(np.asarray(values, dtype=float) * unit).astype("<u4")
+    return base64.b64encode(zlib.compress(whole.tobytes(), 9)).decode()
+
+
+def unpack(text: str, unit: float) -> np.ndarray:
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<u4") / unit
+
+
+@functools.cache
+def items_digest(count: int) -> str:
+    questions = "\n".join(f"{task.question}\t{task.answer}" for task in item_set("test", count))
+    return hashlib.sha256(questions.encode()).hexdigest()[:12]
+
+
+def key_of(settings: dict) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def load_result(key: str, directory: Path) -> dict | None:
+    """The result file with this key, checked; None if there is none. ValueError naming a file that is damaged."""
+    path = next(iter(sorted(directory.glob(f"*-{key}.json"))), None)
+    if path is None:
+        return None
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        require(key_of(result["configuration"]) == key, "its configuration is not that of its name")
+        count = result["configuration"]["items"][0]
+        for label, measures in result["outcomes"].items():
+            for name, text in measures.items():
+                found, due = len(unpack(text, UNITS[name])), len(item_set(label.split("/")[0], count))
+                require(found == due, f"{label} {name} has {found} items, not {due}")
+    except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+        raise ValueError(f"{path}: not a result of reproduce.py ({error!r}); delete it to have it made again") from None
+    return {**result, "path": path}
+
+
+def outcomes(result: dict, label: str) -> dict[str, np.ndarray]:
+    """measure -> one value for each task of the evaluation's part."""
+    return {name: unpack(text, UNITS[name]) for name, text in result["outcomes"][label].items()}
+
+
+def curves(log: Path, width: int = 5) -> dict:
+    """What training looked like: accuracy and tool rate by tier and domain, means over `width` steps."""
+    rows = [json.loads(line) for line in read_lines(log)]
+    blocks = [rows[i : i + width] for i in range(0, len(rows), width)]
+    found = {"step": [block[-1]["step"] for block in blocks]}
+    for cut in ("tier", "domain"):
+        for name in sorted({name for row in rows for name in row[cut]}):
+            for measure in ("accuracy", "tool_rate"):
+                values = [[row[cut][name][measure] for row in block if name in row[cut]] for block in blocks]
+                found.setdefault(cut, {}).setdefault(name, {})[measure] = [
+                    round(sum(part) / len(part), 3) if part else None for part in values
+                ]
+    return found

@@ -1,0 +1,256 @@
+"""reproduce.py and what it uses: measures on closed-form cases, the cache of results, two runs from start to tables."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers import base_directory, call_main
+
+import reproduce
+from paper import comparisons, measures, outcomes
+from paper.comparisons import Policy
+from reproduce import Job, ReproduceOptions
+
+# --- measures ---------------------------------------------------------------------------------------------------
+
+
+def test_pareto_shares_are_the_lengths_of_the_upper_envelope():
+    """Catches a share that is counted on the wrong side of a crossing, or for a policy that is never the best."""
+    families = {"never": [(0.5, 0.0)], "some": [(0.75, 0.5)], "always": [(0.875, 1.0)], "worse": [(0.6, 0.8)]}
+    # always beats some below (0.875 - 0.75) / 0.5, some beats never below (0.75 - 0.5) / 0.5
+    assert measures.pareto_shares(families) == {"never": 0.5, "some": 0.25, "always": 0.25, "worse": 0.0}
+
+
+def test_a_familys_share_is_that_of_all_its_members_and_ties_are_shared():
+    """Catches members that compete with their own family, and equal policies that both take the whole interval."""
+    shares = measures.pareto_shares({"a": [(0.5, 0.0), (1.0, 1.0)], "b": [(1.0, 1.0)]})
+    assert shares == {"a": 0.75, "b": 0.25}
+
+
+def test_shares_of_a_part_of_the_prices_are_relative_to_that_part():
+    """Catches a share of [0, 1] that is reported for the prices at which a call can pay."""
+    assert measures.pareto_shares({"never": [(0.5, 0.0)], "always": [(0.7, 1.0)]}, 0.4)["always"] == pytest.approx(0.5)
+
+
+def test_shares_agree_with_a_grid_of_prices():
+    """Catches an interval that is off for points in general position: crossings outside of the range among them."""
+    points = np.random.default_rng(0).random((6, 2))
+    shares = measures.pareto_shares({str(i): [tuple(point)] for i, point in enumerate(points.tolist())})
+    prices = np.linspace(0, 1, 20001)
+    winner = np.argmax([measures.utility(point, prices) for point in points], axis=0)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert [shares[str(i)] for i in range(6)] == pytest.approx([(winner == i).mean() for i in range(6)], abs=2e-4)
+
+
+def test_headroom():
+    """Catches a swapped base and oracle, and a division by an oracle that is no better than the base."""
+    assert measures.headroom_recovered(0.75, 0.5, 0.9) == pytest.approx(0.625)
+    assert np.isnan(measures.headroom_recovered(0.75, 0.5, 0.5))
+    assert measures.share_of(0.3, 0.6) == 0.5 and np.isnan(measures.share_of(0.3, 0))
+
+
+def outcome(correct, cost, logp=None):
+    rows = {"correct": correct, "used_tool": [float(c > 0) for c in cost], "cost": cost}
+    rows |= {"logp": logp} if logp else {}
+    return {name: np.array(values, dtype=float) for name, values in rows.items()}
+
+
+NATIVE = outcome([1, 0, 0, 1], [0, 0, 0, 0], [-0.1, -3.0, -2.0, -0.2])
+FORCED = outcome([0, 1, 0, 1], [1, 1, 2, 1])
+
+
+def test_the_oracle_translates_only_where_that_turns_wrong_into_right():
+    """Catches an oracle that pays for calls that change nothing, or that call where the native answer was right."""
+    best = measures.oracle(NATIVE, FORCED)
+    assert best["correct"].tolist() == [1, 1, 0, 1]
+    assert best["cost"].tolist() == best["used_tool"].tolist() == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("price, translated", [(0.1, [1]), (1.5, [])])
+def test_the_threshold_is_the_best_one_at_its_price(price, translated):
+    """Catches a router that forgets the price, or that translates the likely answers instead of the unlikely ones."""
+    threshold = measures.tune_threshold(NATIVE, FORCED, price)
+    assert np.flatnonzero(NATIVE["logp"] < threshold).tolist() == translated
+
+
+def test_equally_likely_answers_are_routed_alike():
+    """Catches a threshold that could only be reached by telling equal log-probs apart."""
+    native, forced = outcome([1, 0], [0, 0], [-1.0, -1.0]), outcome([0, 1], [1, 1])
+    assert measures.tune_threshold(native, forced, 0.1) == -np.inf
+
+
+@pytest.mark.parametrize(
+    "x, y, expected",
+    [([1, 2, 3, 4], [1, 4, 9, 16], 1), ([1, 2, 3], [3, 2, 1], -1), ([1, 2, 2, 3], [1, 2, 3, 3], 3.75 / 4.5)],
+)
+def test_rank_correlation_with_ties(x, y, expected):
+    """Catches ranks that depend on the order in which ties stand, and a correlation of values instead of ranks."""
+    assert measures.spearman(np.array(x), np.array(y)) == pytest.approx(expected)
+    assert measures.spearman(np.array(x)[::-1], np.array(y)[::-1]) == pytest.approx(expected)
+
+
+def test_the_ceiling_is_one_without_noise_and_follows_the_noise():
+    """Catches a ceiling that is taken from whole rows (always 1), or halves that are not stepped up to full length."""
+    steps = np.repeat(np.arange(6)[:, None] / 5, 10, axis=1)
+    assert measures.split_half_ceiling(steps, 1 - steps) == pytest.approx(1)
+    rates = np.linspace(0.3, 0.7, 200)[:, None]
+    items = (np.random.default_rng(0).random((200, 40)) < rates).astype(float)
+    signal, noise = 0.4**2 / 12, 0.24 / 40  # variances of the rates, and of a mean of 40 items around its rate
+    assert measures.reliability(items) == pytest.approx(signal / (signal + noise), abs=0.08)
+    assert measures.split_half_ceiling(items, items) == pytest.approx(measures.reliability(items))
+
+
+def test_the_bootstrap_draws_an_item_with_all_its_renderings():
+    """Catches renderings that are resampled as if they were items of their own: the interval would be too narrow."""
+    items = np.array(["a", "b"] * 50)
+    values = np.array([0.0, 1.0] * 50)
+    assert measures.bootstrap(lambda chosen: values[chosen].mean(), items, 200) == (0.0, 1.0)
+
+
+def test_reward_and_cost_kept_are_ratios_to_the_unconstrained_policy():
+    """Catches a ratio of means over seeds in place of the mean of the seeds' ratios, and a missing tier."""
+    groups = np.array(comparisons.GROUPS)
+    columns = {"group": groups, "domain": groups, "language": groups, "item": groups}
+
+    def policy(*seeds):  # (right, cost) in the three tiers, and something else elsewhere
+        return Policy("", "", "", [outcome([*right, 0, 0, 0, 0], [*cost, 9, 9, 9, 9]) for right, cost in seeds])
+
+    pool = {"base": policy(([0, 0, 1], [0, 0, 0])), "oracle": policy(([1, 1, 1], [1, 1, 0])),
+            "unconstrained": policy(([1, 1, 1], [1, 1, 2]), ([1, 0, 1], [1, 1, 1]))}  # fmt: skip
+    ours = policy(([1, 0, 1], [1, 0, 1]), ([1, 0, 1], [0, 0, 3]))
+    row = comparisons.policy_summary(ours, pool, columns)
+    assert row["headroom"] == [0.5, 0.0]
+    assert row["reward_kept"][0] == pytest.approx((2 / 3 + 1) / 2, abs=1e-4)
+    assert row["cost_kept"][0] == pytest.approx((2 / 4 + 3 / 3) / 2)
+    assert row["groups"]["low"]["gain"] == [0.0, 0.0, 0.0]
+
+
+# --- results ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, values", [("correct", [0, 1, 1]), ("cost", [0, 1.25, 99.999]), ("logp", [-0.0, -250.5])]
+)
+def test_packed_values_come_back(name, values):
+    """Catches a unit that is applied once, a type too small for what it holds, a sign that is lost."""
+    unit = outcomes.UNITS[name]
+    assert outcomes.unpack(outcomes.pack(values, unit), unit).tolist() == values
+
+
+def test_groups_and_languages_render_the_same_items():
+    """Catches tiers that are compared on different items."""
+    columns = outcomes.columns(outcomes.item_set("test", 20))
+    items = columns["item"].reshape(7, 20)
+    assert list(dict.fromkeys(columns["group"])) == list(comparisons.GROUPS)
+    assert (items == items[0]).all()
+    languages = outcomes.columns(outcomes.item_set("languages", 80))["item"].reshape(31, 20)
+    assert (languages == items[0]).all()
+
+
+def options_for(tmp_path, **changes):
+    small = (f"--model {base_directory()} --steps 2 --prompts 4 --group-size 4 --eval-every 1 --validation-items 3 "
+             "--learning-rate 1e-2 --max-new-tokens 60")  # fmt: skip
+    given = {"out": str(tmp_path / "results"), "runs": str(tmp_path / "runs"), "test_items": 40, "jobs": 1,
+             "quick": True, "train": small}  # fmt: skip
+    return ReproduceOptions(**(given | changes))
+
+
+JOBS = [
+    Job("base", "main", "", (*reproduce.FREELY, *reproduce.ROUTED), trains=False),
+    Job("unconstrained", "main", "--gate never"),
+]
+
+
+def test_a_changed_option_is_another_result(tmp_path):
+    """Catches a key that leaves an option out: the tables would show a run under another run's name."""
+    options = options_for(tmp_path)
+    key = outcomes.key_of(reproduce.configuration(JOBS[1], 0, options))
+    others = [(replace(JOBS[1], options="--gate always"), 0, options), (JOBS[1], 1, options),
+              (JOBS[1], 0, replace(options, test_items=60)), (replace(JOBS[1], trains=False), 0, options),
+              (JOBS[1], 0, replace(options, train=options.train + " --tool-noise 0.1"))]  # fmt: skip
+    keys = {outcomes.key_of(reproduce.configuration(*other)) for other in others}
+    assert len(keys | {key}) == 6
+    same = replace(JOBS[1], name="other", options="--gate never --log-rollouts 3 --save-every 1")
+    assert outcomes.key_of(reproduce.configuration(same, 0, options)) == key
+
+
+def test_two_jobs_of_one_configuration_are_one_run(tmp_path):
+    """Catches an ablation that trains the main table's policy a second time."""
+    twin = replace(JOBS[1], name="twin", evaluations=("test/free", "test/forced"))
+    (entry,) = reproduce.pending_runs([JOBS[1], twin], options_for(tmp_path))
+    assert entry.labels == ("test/free", "test/forced")
+
+
+def test_only_names_experiments_and_runs():
+    """Catches a misspelt name that silently runs nothing."""
+    with pytest.raises(SystemExit) as stopped:
+        call_main(reproduce.main, "--only", "mian")
+    assert stopped.value.code == 2
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A base model and a trained policy, run from start to end, and a list of what was trained."""
+    options = options_for(tmp_path_factory.mktemp("reproduce"))
+    pending = reproduce.pending_runs(JOBS, options)
+    assert reproduce.run_all(pending, options) == 0
+    return options
+
+
+def test_a_second_call_has_nothing_to_do_and_a_third_seed_is_the_only_new_run(finished):
+    """Catches a result that is not found again, and a new one that makes the others be run again."""
+    assert reproduce.pending_runs(JOBS, finished) == []
+    more = replace(finished, quick=False, seeds=2, train=finished.train.replace("--steps 2", "--steps 1"))
+    assert [(entry.job.name, entry.seed) for entry in reproduce.pending_runs(JOBS, more)] == [("unconstrained", 1)]
+
+
+def test_tables_come_from_the_result_files_alone(finished, tmp_path):
+    """Catches tables that need a run directory, and a table without one of its policies."""
+    shutil.copytree(finished.out, tmp_path / "results")
+    copied = replace(finished, out=str(tmp_path / "results"), runs=str(tmp_path / "none"))
+    reproduce.write_tables(JOBS, copied)
+    summary = json.loads((tmp_path / "results" / "summary.json").read_text())
+    page = (tmp_path / "results" / "tables.md").read_text()
+    expected = {"base", "never translate", "always translate", "oracle", "unconstrained"}
+    assert expected < set(summary["policies"])
+    assert all(f"| {name} |" in page for name in expected)
+    assert summary["policies"]["always translate"]["groups"]["low"]["tool_rate"] == [1.0, 0.0]
+    assert summary["policies"]["never translate"]["groups"]["low"]["cost"] == [0.0, 0.0]
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_missing_evaluation_is_added_without_training(finished, tmp_path, monkeypatch):
+    """Catches a run that is made again because another mode of its policy is asked for."""
+    shutil.copytree(finished.out, tmp_path / "results")
+    options = replace(finished, out=str(tmp_path / "results"))
+    jobs = [replace(JOBS[1], evaluations=("test/free", "validation/forced"))]
+    (entry,) = reproduce.pending_runs(jobs, options)
+    assert entry.labels == ("validation/forced",)
+    monkeypatch.setattr(reproduce, "train", None)
+    reproduce.run(entry, options)
+    assert reproduce.pending_runs(jobs, options) == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "option", "items"])
+def test_a_damaged_result_is_named(finished, tmp_path, damage):
+    """Catches tables that are made from a half-written file, or from one that was edited by hand."""
+    shutil.copytree(finished.out, tmp_path / "results")
+    (path,) = (tmp_path / "results").glob("unconstrained-*.json")
+    result = json.loads(path.read_text())
+    if damage == "option":
+        result["configuration"]["options"]["gate"] = "always"
+    elif damage == "items":
+        result["outcomes"]["test/free"]["correct"] = outcomes.pack([1, 0], 1)
+    path.write_text(path.read_text()[:100] if damage == "cut" else json.dumps(result))
+    with pytest.raises(ValueError, match=f"{path.name}: not a result"):
+        reproduce.pending_runs(JOBS, replace(finished, out=str(tmp_path / "results")))
+
+
+def test_a_failed_run_is_counted_and_says_where_its_log_is(tmp_path, capsys):
+    """Catches a failure of one run that stops the others, or that looks like a success."""
+    options = options_for(tmp_path, train="--model /nowhere")
+    pending = [reproduce.Pending(JOBS[1], 0, "0" * 10, ("test/free",))]
+    assert reproduce.run_all(pending, options) == 1
+    assert "unconstrained-0-0000000000.log" in capsys.readouterr().out
