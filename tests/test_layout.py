@@ -19,7 +19,8 @@ import tools
 ROOT = Path(__file__).resolve().parent.parent
 READING_ORDER = """
     data model tools engines translators sampler reward logprob gspo options distributed runs forecast eval train
-    translate_tasks paper.measures paper.outcomes paper.comparisons paper.tables paper.figures reproduce
+    fidelity.checks fidelity.report fidelity.protect translate_tasks
+    paper.measures paper.outcomes paper.comparisons paper.tables paper.figures reproduce
 """.split()
 STAGES = {"data": 1, "model": 2, "tools": 3, "sampler": 4, "reward": 5, "logprob": 6, "gspo": 7, "eval": 8, "train": 9}
 
@@ -28,7 +29,7 @@ def files_of(package: str) -> dict[str, Path]:
     return {f"{package}.{path.stem}": path for path in (ROOT / package).glob("*.py") if path.stem != "__init__"}
 
 
-FILES = {path.stem: path for path in ROOT.glob("*.py")} | files_of("paper")
+FILES = {path.stem: path for path in ROOT.glob("*.py")} | files_of("paper") | files_of("fidelity")
 TINY = files_of("tiny")
 PRODUCT = FILES | TINY
 DEPENDENCIES = {"torch", "safetensors", "tokenizers", "numpy", "triton", "tqdm"}
@@ -43,7 +44,11 @@ def imports(path: Path, top_level_only: bool = False) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             module = "." * node.level + (node.module or "")
-            found |= {f"{module}.{alias.name}" for alias in node.names} if module in ("tiny", "paper") else {module}
+            found |= (
+                {f"{module}.{alias.name}" for alias in node.names}
+                if module in ("tiny", "paper", "fidelity")
+                else {module}
+            )
     return found
 
 

@@ -1,0 +1,101 @@
+"""How much the checks of translated tasks are worth, where the truth is known and on real text.
+
+    python -m bench.fidelity            # about two minutes on one core
+
+In the embedded world the answer of a translation is worked out from its own sentences (`tiny/truth.py`), so the share
+of kept tasks whose answer survived is measured: true fidelity. The lexicon gets a share of words wrong, there and back.
+On real text: human translations, which are right, so that every rejection is a false one (only the checks that need no
+way back); and recorded round trips of Apertium, whose truth is unknown. The real texts are not part of the repository;
+without them their tables are left out.
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from fidelity.checks import BACKWARD, FORWARD, RoundTrip, Verdict, verify
+from fidelity.protect import KINDS
+from tiny import truth, world
+from translate_tasks import TranslateOptions, outcome, round_trips
+from translators import Service
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+PROTECT = list(KINDS[:-1])
+
+
+def in_the_world(noise: float, count: int) -> dict[str, float]:
+    """Shares for `count` tasks of the embedded world at this noise of the lexicon: of all tasks, intact (the
+    translation has the right answer) and kept; of the kept, intact (fidelity); of the intact, kept (yield)."""
+    threshold = TranslateOptions(languages="high-01").thresholds[0]
+    service, codes = Service(world.LexiconTranslator(noise)), world.languages()
+    found = Counter()
+    for i, task in enumerate(world.tasks("test", ["en"], count, "fidelity")):
+        code = codes[i % len(codes)]
+        (line,) = round_trips(service, [task], code, PROTECT, way_back=True)
+        kept = outcome(line, threshold, one_way=False).kept
+        intact = truth.answer(line["translation"][0], code) == task.answer
+        found.update({"kept": kept, "intact": intact, "both": kept and intact})
+    return {"intact": found["intact"] / count, "kept": found["kept"] / count,
+            "fidelity": found["both"] / max(1, found["kept"]), "yield": found["both"] / found["intact"]}  # fmt: skip
+
+
+def rows(name: str) -> list[dict]:
+    with open(DATA / f"{name}.jsonl", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def human_verdicts(language: str) -> list[Verdict]:
+    """Of the human translations of 250 questions, by the checks that need no way back."""
+    return [verify(RoundTrip(language, (row["question_en"],), (row["question"],), None))
+            for row in rows("mgsm") if row["lang"] == language]  # fmt: skip
+
+
+def recorded_verdicts(language: str) -> list[Verdict]:
+    """Of 300 recorded round trips (there is none for ast and sc)."""
+    sources = {row["id"]: row["question"] for row in rows("gsm8k_test")}
+    verdicts = []
+    for row in rows("apertium_roundtrip"):
+        if row["lang"] == language:
+            hops = max(len(row["there"]), len(row["back"] or ()))
+            back = None if row["back"] is None else (row["back_translation"],)
+            threshold = TranslateOptions(languages="es", translator="recorded").thresholds[hops > 1]
+            verdicts.append(verify(RoundTrip(language, (sources[row["id"]],), (row["translation"],), back,
+                                             row["marked_first_hop"], threshold)))  # fmt: skip
+    return verdicts
+
+
+def shares(verdicts: list[Verdict], checks) -> dict[str, float]:
+    """The share that passes all checks, and each of those that were made."""
+    made = {name for verdict in verdicts for name in verdict.made}
+    passed = {name: sum(name not in verdict.failures for verdict in verdicts) for name in checks if name in made}
+    return {"all": sum(not v.failures for v in verdicts) / len(verdicts)} | {
+        name: count / len(verdicts) for name, count in passed.items()}  # fmt: skip
+
+
+def table(title: str, lines: dict[str, dict[str, float]]) -> str:
+    """Shares in per cent, a line for each key."""
+    columns = list(dict.fromkeys(name for line in lines.values() for name in line))
+    text = [title, f"{'':8}" + "".join(f"{name:>11}" for name in columns)]
+    for key, line in lines.items():
+        cells = (f"{100 * line[name]:11.1f}" if name in line else f"{'-':>11}" for name in columns)
+        text.append(f"{key:8}" + "".join(cells))
+    return "\n".join(text) + "\n"
+
+
+def main() -> None:
+    noises = (0, 0.02, 0.05, 0.1, 0.2)
+    print(table("Embedded world: 2000 tasks, by the lexicon's noise",
+                {f"{noise:.0%}": in_the_world(noise, 2000) for noise in noises}), flush=True)  # fmt: skip
+    if not DATA.is_dir():
+        print("There are no real texts here.")
+        return
+    print(table("Human translations of MGSM that pass, without a way back",
+                {code: shares(human_verdicts(code), FORWARD)
+                 for code in "es de ru fr th sw bn te ja zh".split()}), flush=True)  # fmt: skip
+    print(table("Recorded round trips of Apertium that pass",
+                {code: shares(recorded_verdicts(code), FORWARD | BACKWARD)
+                 for code in "eo es gl ca an oc pt it fr frp ast sc hbs".split()}))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
