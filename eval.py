@@ -150,11 +150,9 @@ def _runs(flags: list) -> list[tuple[int, int]]:
 
 
 def plot(reports: dict[str, dict[str, dict]], path: str) -> None:
-    """Accuracy over cost, one mark for each policy and group of tasks. Needs matplotlib, the `plots` extra."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise ValueError("--plot needs matplotlib: pip install matplotlib") from None
+    """Accuracy over cost, one mark for each policy and group of tasks. Needs matplotlib, an extra."""
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -230,7 +228,8 @@ def main(argv: list[str] | None = None) -> None:
     for name, report in differences.items():
         print(f"\n{name} against {first}\n{compare_table(report, 'first', 'other')}")
     if options.json:
-        write_json(Path(options.json), {"options": {**vars(options)}, **cuts, "differences": differences})
+        more = {"translator": translator.meters} if hasattr(translator, "meters") else {}
+        write_json(Path(options.json), {"options": {**vars(options)}, **cuts, "differences": differences, **more})
     if options.plot:
         with clear_errors():
             plot(cuts["group"], options.plot)

@@ -69,7 +69,7 @@ PRESETS = {
 
 
 MAY_BE_ZERO = {  # all other numbers among the options must be positive
-    "tool_noise", "money_per_char", "max_money", "workers", "price_call", "price_char", "max_calls", "threshold",
+    "tool_noise", "money_per_char", "max_cost", "workers", "price_call", "price_char", "max_calls", "threshold",
     "cost_weight", "max_price", "warmup_steps", "decay", "log_rollouts", "seed", "max_tool_errors",
 }  # fmt: skip
 
@@ -84,7 +84,7 @@ class Options:
     translator: str = "lexicon"  # engine: lexicon, apertium, recorded:FILE, {libre,apy,chat}+http(s)://…
     cache: str = ""  # SQLite file that keeps translations, for this run and others (not the lexicon's)
     money_per_char: float = 0.0  # what the engine charges for a character
-    max_money: float = 0.0  # what may be spent on translations before the run stops; 0: no limit
+    max_cost: float = 0.0  # what may be spent on translations before the run stops; 0: no limit
     workers: int = 0  # tool calls that run at a time, beside the decoding; 0: in line, one after the other
     tool_noise: float = 0.0  # share of words that the lexicon gets wrong
     price_call: float = 0.5  # what every attempted call costs
@@ -109,7 +109,7 @@ class Options:
                     low <= value < math.inf,
                     f"{flag} must {'not be negative' if low == 0 else 'be positive'}, is {value}",
                 )
-        require(not self.max_money or self.money_per_char > 0, "--max-money needs --money-per-char")
+        require(not self.max_cost or self.money_per_char > 0, "--max-cost needs --money-per-char")
         require(self.tool_noise <= 1, f"--tool-noise is a share of words, at most 1, not {self.tool_noise}")
 
     @property
@@ -198,7 +198,7 @@ def open_translator(options: Options) -> Translator:
     except ValueError as error:
         raise ValueError(f"--translator {options.translator}: {error}, or lexicon") from None
     return Service(engine, options.cache or ":memory:", concurrency=max(1, options.workers),
-                   price=options.money_per_char, max_cost=options.max_money or None)  # fmt: skip
+                   price=options.money_per_char, max_cost=options.max_cost or None)  # fmt: skip
 
 
 def training_tasks(options: Options, tiers: list[str], seed: int):

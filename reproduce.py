@@ -49,7 +49,7 @@ EVERYTHING = (*FREELY, *ROUTED, "languages/free", "languages/forbidden")
 PRICES = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8)  # at which the cost-conditioned policy is asked
 # Options that decide no result. A new option of train.py that decides none belongs here, or everything is run again.
 NEUTRAL = {
-    "preset", "model", "out", "resume", "device", "max_rows", "workers", "cache", "money_per_char", "max_money",
+    "preset", "model", "out", "resume", "device", "max_rows", "workers", "cache", "money_per_char", "max_cost",
     "max_tool_errors", "save_every", "test_items", "log_rollouts", "checkpoint_activations", "dry_run",
 }  # fmt: skip
 

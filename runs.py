@@ -41,7 +41,7 @@ class Run:
         if not saved.is_file():
             raise ValueError(f"{directory}: no run to resume (config.json is missing)")
         before, now = json.loads(saved.read_text()), json.loads(json.dumps(asdict(config)))
-        free = {"steps", "out", "resume", "device", "max_rows", "workers", "cache", "max_money", "max_tool_errors",
+        free = {"steps", "out", "resume", "device", "max_rows", "workers", "cache", "max_cost", "max_tool_errors",
                 "checkpoint_activations"}  # fmt: skip
         different = [f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in now
                      if name not in free and before.get(name) != now[name]]  # fmt: skip

@@ -324,7 +324,7 @@ def main(argv: list[str] | None = None) -> None:
         with distributed.together():
             train(config, device)
     except BudgetSpent as reason:
-        sys.exit(f"stopped: {reason}; with a higher --max-money, --resume goes on from the last checkpoint")
+        sys.exit(f"stopped: {reason}; with a higher --max-cost, --resume goes on from the last checkpoint")
 
 
 def train(config: Config, device: str) -> None:

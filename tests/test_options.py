@@ -78,7 +78,7 @@ def refused(tmp_path, capsys, data_file):
         (["--tool-noise", "1.5"], "noise"),
         (["--translator", "oracle"], "there is no translator 'oracle', allowed: apertium"),
         (["--translator", "recorded:nowhere.jsonl"], "nowhere.jsonl"),
-        (["--max-money", "1"], "--max-money needs --money-per-char"),
+        (["--max-cost", "1"], "--max-cost needs --money-per-char"),
         (["--workers", "-1"], "--workers must not be negative"),
         (["--decay", "1.5"], "--decay is a share"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
