@@ -10,11 +10,14 @@ import contextlib
 import dataclasses
 import hashlib
 import inspect
+import json
 import math
 import random
 import re
 import sys
+import unicodedata
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from data import Chat, Task, load_tasks
@@ -123,6 +126,14 @@ class Options:
                 "prices": Prices(self.price_call, self.price_char)}  # fmt: skip
 
 
+@dataclass(frozen=True)
+class TrainingOptions(Options):
+    """And what a command that trains must not train on."""
+
+    evaluation_data: tuple[str, ...] = ()  # JSONL file whose tasks may not be trained on; may be repeated
+    allow_evaluation_data: bool = False  # train on them all the same, and say so
+
+
 # --- command lines ----------------------------------------------------------------------------------------------
 
 
@@ -201,9 +212,13 @@ def open_translator(options: Options) -> Translator:
                    price=options.money_per_char, max_cost=options.max_cost or None)  # fmt: skip
 
 
-def training_tasks(options: Options, tiers: list[str], seed: int):
-    """A function (step, count) -> tasks for that step of training, the same for the same seed."""
+def training_tasks(options: TrainingOptions, tiers: list[str], seed: int):
+    """A function (step, count) -> tasks for that step of training, the same for the same seed.
+
+    Raises ValueError if there are none, and for tasks of `--evaluation-data` without `--allow-evaluation-data`.
+    """
     if options.data == "tiny":
+        require(not options.evaluation_data, "--evaluation-data is for a file of tasks: tiny has test items of its own")
         codes = [code for tier in tiers for code in world.languages(tier, "trained")]
 
         def draw(step: int, count: int) -> list[Task]:
@@ -215,6 +230,7 @@ def training_tasks(options: Options, tiers: list[str], seed: int):
         task for task in _file(options) if task.tier in tiers and task.split == "trained" and _part(task) == "train"
     ]
     require(bool(pool), f"{options.data}: no training tasks in the tiers {', '.join(tiers)}")
+    guard(pool, options)
 
     def draw(step: int, count: int) -> list[Task]:
         drawn, orders = [], {}
@@ -256,6 +272,66 @@ def _spread(codes: list[str]) -> list[str]:
     """One language of each tier in turn, so that a prefix holds all tiers."""
     tiers = [[code for code in codes if code.startswith(tier + "-")] for tier in ("high", "low", "xlow")]
     return [code for row in zip(*tiers, strict=True) for code in row]
+
+
+# --- evaluation data --------------------------------------------------------------------------------------------
+
+# Forms of the same character that copies of a text differ in. NFKC does the no-break spaces.
+ONE_FORM = str.maketrans("‘’‚‛′´`" + "“”„‟″" + "‐‑‒–—−", "'" * 7 + '"' * 5 + "-" * 6)
+
+
+def guard(pool: list[Task], options: TrainingOptions) -> None:
+    """Refuse to train on tasks of `--evaluation-data`, or print that it is allowed, and how many there are.
+
+    Raises ValueError naming the files, the first such task and the flag that allows it.
+    """
+    places = {}
+    for path in options.evaluation_data:
+        places = evaluation_places(path) | places
+    found = {task.id: next((places[trace] for trace in traces(vars(task)) if trace in places), None) for task in pool}
+    leaks = [(task_id, place) for task_id, place in found.items() if place]
+    message = f"{len(leaks)} of {len(pool)} training tasks are evaluation data"
+    if options.allow_evaluation_data:
+        files = ", ".join(options.evaluation_data)
+        print("--allow-evaluation-data:", f"{message} ({files})" if files else "no --evaluation-data is named to compare")
+    elif leaks:
+        raise ValueError(f"{options.data}: {message}, the first is {leaks[0][0]!r}, which is that of {leaks[0][1]}: "
+                         "leave them out, or say --allow-evaluation-data")  # fmt: skip
+
+
+def evaluation_places(path: str) -> dict[tuple[str, str], str]:
+    """What tells the tasks of a JSONL file, in any format with ids or questions -> file:line of the first with it.
+
+    Raises ValueError naming file and line for what is no such task, or the file if it is empty.
+    """
+    places = {}
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}:{number}: not JSON ({error})") from None
+        found = traces(row) if isinstance(row, dict) else []
+        require(bool(found), f"{path}:{number}: expected an object with an id or a question")
+        for trace in found:
+            places.setdefault(trace, f"{path}:{number}")
+    require(bool(places), f"{path}: no tasks in this file")
+    return places
+
+
+def traces(row: dict) -> list[tuple[str, str]]:
+    """By what a task is known again: its id, also as it was before `translate_tasks.py` put the language in front, and
+    its questions, whatever their case, blanks and forms of quotes and dashes."""
+    origin = row["provenance"] if isinstance(row.get("provenance"), dict) else {}
+    ids = [str(name) for name in (row.get("id"), origin.get("source_id")) if isinstance(name, str | int)]
+    ids += [name.removeprefix(f"{row.get('language')}/") for name in ids]
+    texts = [text for text in (row.get("question_en"), row.get("question")) if isinstance(text, str) and text.strip()]
+    plain = [unicodedata.normalize("NFKC", text.translate(ONE_FORM)).casefold().split() for text in texts]
+    return [*(("id", name) for name in ids), *(("question", " ".join(words)) for words in plain)]
+
+
+# --- files ------------------------------------------------------------------------------------------------------
 
 
 def _file(options: Options) -> list[Task]:

@@ -51,6 +51,7 @@ PRICES = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8)  # at which the cost-conditioned policy 
 NEUTRAL = {
     "preset", "model", "out", "resume", "device", "max_rows", "workers", "cache", "money_per_char", "max_cost",
     "max_tool_errors", "save_every", "test_items", "log_rollouts", "checkpoint_activations", "dry_run",
+    "evaluation_data", "allow_evaluation_data",
 }  # fmt: skip
 
 

@@ -34,7 +34,7 @@ from forecast import dry_run, introduction
 from logprob import token_logps
 from model import Qwen3
 from options import (
-    Options,
+    TrainingOptions,
     clear_errors,
     evaluation_tasks,
     open_translator,
@@ -50,7 +50,7 @@ from translators import BudgetSpent
 
 
 @dataclass(frozen=True)
-class Config(Options):
+class Config(TrainingOptions):
     """Options of train.py. The defaults are those of the tiny preset; LOG.md says how they were chosen."""
 
     model: str = "tiny"  # the policy to begin with: a model directory

@@ -15,7 +15,7 @@ import eval as eval_file
 import options
 import train
 from data import load_tasks
-from options import Options, evaluation_tasks, parse, training_tasks, with_prices
+from options import Options, TrainingOptions, evaluation_tasks, parse, training_tasks, with_prices
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,8 @@ def refused(tmp_path, capsys, data_file):
         (["--decay", "1.5"], "--decay is a share"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--fields", "query=q"], "query"),
+        (["--evaluation-data", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--data", "tiny", "--evaluation-data", "nowhere.jsonl"], "--evaluation-data is for a file"),
         (["--lang-tier", "xlow"], "xlow"),  # the file has none
         (["--resume"], "no run to resume"),
     ],
@@ -251,7 +253,7 @@ def test_the_readme_names_only_options_that_exist():
 
 def test_training_draws_follow_from_seed_and_step(data_file):
     """Catches tasks that depend on how many were drawn before: a resumed run would see others."""
-    for found in (Options(), Options(data=str(data_file))):
+    for found in (TrainingOptions(), TrainingOptions(data=str(data_file))):
         draw, again = training_tasks(found, ["low"], 0), training_tasks(found, ["low"], 0)
         draw(0, 6), draw(1, 6)
         assert [task.id for task in draw(5, 6)] == [task.id for task in again(5, 6)]
@@ -263,7 +265,7 @@ def test_training_draws_follow_from_seed_and_step(data_file):
 def test_a_file_is_drawn_epoch_by_epoch(data_file):
     """Catches tasks that are drawn twice before others are drawn once, and a tail that is never seen."""
     pool = [task.id for task in load_tasks(data_file) if options._part(task) == "train"]
-    draw = training_tasks(Options(data=str(data_file)), ["low"], 0)
+    draw = training_tasks(TrainingOptions(data=str(data_file)), ["low"], 0)
     seen = [task.id for step in range(2 * len(pool)) for task in draw(step, 3)]
     assert Counter(seen) == Counter({task: 6 for task in pool})
 
@@ -271,7 +273,7 @@ def test_a_file_is_drawn_epoch_by_epoch(data_file):
 @pytest.mark.parametrize("tiers", [["low"], ["high", "xlow"]])
 def test_training_never_sees_held_out_languages_or_items_of_other_splits(tiers):
     """Catches the leak that would make held-out figures worthless."""
-    draw = training_tasks(Options(), tiers, 0)
+    draw = training_tasks(TrainingOptions(), tiers, 0)
     found = [task for step in range(5) for task in draw(step, 40)]
     assert {task.tier for task in found} == set(tiers) and {task.split for task in found} == {"trained"}
     tests = {task.question_en for part in ("validation", "test")
@@ -305,3 +307,96 @@ def test_translations_of_a_question_fall_into_one_part_of_a_file(data_file):
     task = load_tasks(data_file)[0]
     copies = [dataclasses.replace(task, id=f"{i}", language=f"low-0{i}") for i in range(9)]
     assert len({options._part(copy) for copy in copies}) == 1
+
+
+# --- evaluation data --------------------------------------------------------------------------------------------
+
+REAL = ROOT.parent / "shared" / "data"
+
+
+def jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def translated(tmp_path):
+    """(path of a file of twenty translated tasks, number of the first that is for training)."""
+    path = jsonl(tmp_path / "translated.jsonl", (
+        {"id": f"ca/own-{i}", "language": "ca", "question": f"El gat: {i}?", "answer": "1",
+         "question_en": f"Anna’s cat ate {i}½ fish –\u00a0how many?"} for i in range(20)))  # fmt: skip
+    return path, int(next(task.id for task in load_tasks(path) if options._part(task) == "train").split("-")[1])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"id": "ca/own-@"},
+        {"id": "own-@", "question": "?"},
+        {"id": "es/own-@", "language": "es"},
+        {"id": "other", "provenance": {"source_id": "own-@"}},
+        {"question": "Anna's cat ate @½ fish - how many?", "answer": "#### 1"},
+        {"question": "¿?", "question_en": " ANNA'S cat  ate @½ fish \u2014 how many?\n"},
+        {"id": "other", "question": "El gat: @?"},
+    ],
+    ids=["id", "id before translation", "id of another language", "provenance", "question", "question_en", "same text"],
+)
+def test_evaluation_data_is_refused_for_training(translated, tmp_path, row):
+    """Catches a test question that is trained on because it was translated, renamed or typeset in another way."""
+    path, number = translated
+    row = json.loads(json.dumps(row).replace("@", str(number)))
+    evaluation = jsonl(tmp_path / "test.jsonl", [{"id": "unlike"}, row])
+    with pytest.raises(ValueError) as refusal:
+        training_tasks(TrainingOptions(data=path, evaluation_data=(evaluation,)), ["low"], 0)
+    message = str(refusal.value)
+    assert f"'ca/own-{number}', which is that of {evaluation}:2" in message and "1 of " in message
+    assert message.startswith(path) and "--allow-evaluation-data" in message
+
+
+def test_what_is_not_trained_on_is_not_refused(translated, tmp_path):
+    """Catches a guard that refuses a file for its own test items, or for a question that differs in a sign."""
+    path, number = translated
+    rows = [{"id": task.id} for task in load_tasks(path) if options._part(task) != "train"]
+    rows += [{"question": f"Anna's cat ate -{number}½ fish - how many?"}, {"id": f"own-{number}0"}]
+    found = TrainingOptions(data=path, evaluation_data=(jsonl(tmp_path / "test.jsonl", rows),))
+    assert len(training_tasks(found, ["low"], 0)(0, 3)) == 3
+
+
+def test_allowed_evaluation_data_is_in_the_log(translated, tmp_path, capsys):
+    """Catches figures on training data that nothing says are such."""
+    path, number = translated
+    both = [jsonl(tmp_path / f"{name}.jsonl", [{"id": f"{name}-{number}"}]) for name in ("other", "own")]
+    named = [word for file in both for word in ("--evaluation-data", file)]
+    call_main(train.main, "--dry-run", "--model", random_directory(), "--data", path, "--lang-tier", "low",
+              "--allow-evaluation-data", *named)  # fmt: skip
+    log = capsys.readouterr().out
+    assert re.search(rf"1 of \d+ training tasks are evaluation data \({', '.join(both)}\)", log)
+    assert '"allow_evaluation_data": true' in log
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [("", "no tasks"), ('{"id": "a"}\n[]\n', ":2: expected an object"), ('{"id": "a"', ":1: not JSON"),
+     ('{"prompt": "?"}', ":1: expected an object with an id or a question")],
+    ids=["empty", "list", "json", "fields"],
+)  # fmt: skip
+def test_an_evaluation_file_with_nothing_to_compare_is_refused(translated, tmp_path, content, says):
+    """Catches a guard that lets everything pass because it read nothing."""
+    (tmp_path / "test.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'test.jsonl'}") + ".*" + says):
+        training_tasks(TrainingOptions(data=translated[0], evaluation_data=(str(tmp_path / "test.jsonl"),)), ["low"], 0)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real texts are not here")
+def test_translations_of_a_real_test_set_are_told_from_other_tasks(tmp_path):
+    """Catches a human translation of a test question that passes, and a task of another data set that does not."""
+    for name, code, tier in (("mgsm", "es", "high"), ("xcopa", "et", "low")):
+        rows = [json.loads(line) for line in (REAL / f"{name}.jsonl").read_text(encoding="utf-8").split("\n") if line]
+        path = jsonl(tmp_path / f"{name}.jsonl", (row for row in rows if row["lang"] == code))
+        found = TrainingOptions(data=path, fields="language=lang,split=ours",
+                                evaluation_data=(str(REAL / "gsm8k_test.jsonl"),))  # fmt: skip
+        if name == "mgsm":
+            with pytest.raises(ValueError, match=r": (\d+) of \1 training tasks"):
+                training_tasks(found, [tier], 0)
+        else:
+            assert len(training_tasks(found, [tier], 0)(0, 3)) == 3
