@@ -293,7 +293,7 @@ def guard(pool: list[Task], options: TrainingOptions) -> None:
     message = f"{len(leaks)} of {len(pool)} training tasks are evaluation data"
     if options.allow_evaluation_data:
         files = ", ".join(options.evaluation_data)
-        print("--allow-evaluation-data:", f"{message} ({files})" if files else "no --evaluation-data is named to compare")
+        print("--allow-evaluation-data:", f"{message} ({files})" if files else "no --evaluation-data to compare with")
     elif leaks:
         raise ValueError(f"{options.data}: {message}, the first is {leaks[0][0]!r}, which is that of {leaks[0][1]}: "
                          "leave them out, or say --allow-evaluation-data")  # fmt: skip

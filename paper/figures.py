@@ -69,8 +69,8 @@ def training(plt, curves: list[dict], ours: str):
             axis.plot(
                 curves[0]["step"], rates.mean(0), color=colour, marker=marker, markevery=4, markersize=4, label=name
             )
-        axis.set(xlabel="training step", title=f"by {cut}", ylim=(0, 1))
-        axis.legend(fontsize=9)
+        axis.set(xlabel="training step", title=f"by {cut}", ylim=(0, 1.3), yticks=np.arange(0, 1.1, 0.2))
+        axis.legend(fontsize=9, ncols=3, loc="upper center")
     axes[0].set_ylabel("tool rate of the rollouts")
     figure.suptitle(f"How tool use emerges ({ours}, mean and range of {len(curves)} seeds)", fontsize=11)
     return figure
