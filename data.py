@@ -13,6 +13,7 @@ Left out: other chat formats, multi-turn data, truncation. A prompt that is too 
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,25 +75,31 @@ def load_tasks(path, fields: dict[str, str] | None = None) -> list[Task]:
             f"a task has no field {sorted(unknown)}; the fields are {', '.join(Task.__dataclass_fields__)}"
         )
     tasks, line_of = [], {}
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:  # bytes that are not UTF-8: an error below
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            place = f"{path}:{number}"
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{place}: not JSON ({error})") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{place}: expected an object, found {type(row).__name__}")
-            task = _task(row, names, place)
-            if task.id in line_of:
-                raise ValueError(f"{place}: id {task.id!r} stands already in line {line_of[task.id]}")
-            line_of[task.id] = number
-            tasks.append(task)
+    for place, row in read_rows(path):
+        task = _task(row, names, place)
+        if task.id in line_of:
+            raise ValueError(f"{place}: id {task.id!r} stands already in line {line_of[task.id]}")
+        line_of[task.id] = place.rpartition(":")[2]
+        tasks.append(task)
     if not tasks:
         raise ValueError(f"{path}: no tasks in this file")
     return tasks
+
+
+def read_rows(path) -> Iterator[tuple[str, dict]]:
+    """(file:line, object) of each line of a JSONL file, blank ones left out. ValueError naming the place of anything
+    that is no object; FileNotFoundError if there is no such file."""
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:  # a field that is not UTF-8 is no text
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}:{number}: not JSON ({error})") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}:{number}: expected an object, found {type(row).__name__}")
+            yield f"{path}:{number}", row
 
 
 def _task(row: dict, names: dict[str, str], place: str) -> Task:

@@ -24,7 +24,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-from data import is_text
+from data import is_text, read_rows
 from tools import TranslationError
 
 API_KEY = "TRANSLATOR_API_KEY"  # the environment variable with the key of a libre+ or chat+ service
@@ -86,10 +86,10 @@ class Recorded(Engine):
         names = {name: name for name in ("source", "target", "text", "translation")} | (fields or {})
         if len(names) > 4:
             raise ValueError(f"a recorded line has source, target, text and translation, not {[*fields]}")
-        rows = (row for _, row in _lines(texts) if "id" in row) if texts else ()
+        rows = (row for _, row in read_rows(texts) if "id" in row) if texts else ()
         text_of = {str(row["id"]): row.get(names["text"]) for row in rows}
         self._recorded = {}
-        for place, row in _lines(path):
+        for place, row in read_rows(path):
             text = text_of.get(str(row.get("id"))) if texts else row.get(names["text"])
             if (texts and text is None) or row.get(names["translation"], "") is None:
                 continue
@@ -110,20 +110,6 @@ class Recorded(Engine):
         if not all((source, target, text) in self._recorded for text in texts):
             raise TranslationError("this text was not recorded")
         return [self._recorded[source, target, text] for text in texts]
-
-
-def _lines(path):
-    """(file:line, object) of each line of a JSONL file. ValueError naming the place of anything else."""
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}:{number}: not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}:{number}: expected an object, found {type(row).__name__}")
-        yield f"{path}:{number}", row
 
 
 # --- Apertium ---------------------------------------------------------------------------------------------------

@@ -10,17 +10,15 @@ import contextlib
 import dataclasses
 import hashlib
 import inspect
-import json
 import math
 import random
 import re
 import sys
 import unicodedata
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from data import Chat, Task, load_tasks
+from data import Chat, Task, load_tasks, read_rows
 from tiny import world
 from tools import Prices, Translator
 from translators import Service, open_engine
@@ -305,17 +303,11 @@ def evaluation_places(path: str) -> dict[tuple[str, str], str]:
     Raises ValueError naming file and line for what is no such task, or the file if it is empty.
     """
     places = {}
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}:{number}: not JSON ({error})") from None
-        found = traces(row) if isinstance(row, dict) else []
-        require(bool(found), f"{path}:{number}: expected an object with an id or a question")
+    for place, row in read_rows(path):
+        found = traces(row)
+        require(bool(found), f"{place}: expected an id or a question")
         for trace in found:
-            places.setdefault(trace, f"{path}:{number}")
+            places.setdefault(trace, place)
     require(bool(places), f"{path}: no tasks in this file")
     return places
 

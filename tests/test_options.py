@@ -377,7 +377,7 @@ def test_allowed_evaluation_data_is_in_the_log(translated, tmp_path, capsys):
 @pytest.mark.parametrize(
     "content, says",
     [("", "no tasks"), ('{"id": "a"}\n[]\n', ":2: expected an object"), ('{"id": "a"', ":1: not JSON"),
-     ('{"prompt": "?"}', ":1: expected an object with an id or a question")],
+     ('{"prompt": "?"}', ":1: expected an id or a question")],
     ids=["empty", "list", "json", "fields"],
 )  # fmt: skip
 def test_an_evaluation_file_with_nothing_to_compare_is_refused(translated, tmp_path, content, says):
