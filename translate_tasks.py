@@ -371,7 +371,8 @@ def main(argv: list[str] | None = None) -> None:
         reasons = ", ".join(f"{name} {c['made'] - c['passed']}" for name, c in row["checks"].items()
                             if c["passed"] < c["made"])  # fmt: skip
         print(f"{code:14} kept {row['kept']} of {row['tasks']} ({row['yield']:.0%})   rejected by: {reasons or '-'}")
-    print(f"{output}, {summary.with_suffix('.html')}   engine: {service.meters}")
+    meters = ", ".join(f"{name} {round(value, 2):g}" for name, value in service.meters.items())
+    print(f"{output}, {summary.with_suffix('.html')}   engine: {meters}")
 
 
 def _routes(service: Service, language: str) -> dict:

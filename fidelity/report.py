@@ -71,7 +71,7 @@ def _sample(outcome: Outcome) -> dict:
 
 
 _STYLE = """body{font:15px/1.45 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;margin:.6rem 0 1.4rem}th,td{border-bottom:1px solid #ddd;padding:.3rem .7rem;
+table{border-collapse:collapse;margin:.6rem 0 1.4rem}th,td{border-bottom:1px solid #ddd;padding:.3rem .6rem;
 text-align:left;vertical-align:top}td.n{text-align:right;font-variant-numeric:tabular-nums}pre{white-space:pre-wrap}
 table.pairs{table-layout:fixed;width:100%}table.pairs td{white-space:pre-wrap;overflow-wrap:anywhere}
 table.pairs tr.why td{border:0;color:#777;font-size:13px;padding-bottom:0}"""
@@ -83,8 +83,8 @@ def page(content: dict) -> str:
     parts = ["<h1>Fidelity of the translated tasks</h1>", f"<pre>{_escape(_lines(head))}</pre>"]
     codes = list(content["languages"])
     names = [name for name in FUNNEL if any(name in row["checks"] for row in content["languages"].values())]
-    summary = [[code, row["tasks"], row["kept"], f"{row['yield']:.1%}",
-                *[f"{row['checks'][name]['share']:.1%}" if name in row["checks"] else "" for name in names]]
+    summary = [[code, row["tasks"], row["kept"], f"{row['yield']:.0%}",
+                *[f"{row['checks'][name]['share']:.0%}" if name in row["checks"] else "" for name in names]]
                for code, row in content["languages"].items()]  # fmt: skip
     parts += ["<h2>Yield, and the share that passes each check by itself</h2>",
               _table(["language", "tasks", "kept", "yield", *names], summary),
@@ -112,7 +112,14 @@ def _escape(text) -> str:
 
 
 def _lines(head: dict) -> str:
-    return "\n".join(f"{name}: {value}" for name, value in head.items())
+    return "\n".join(f"{name}: {_say(value)}" for name, value in head.items())
+
+
+def _say(value, between: str = "; ") -> str:
+    """What a report begins with, in words: routes are dictionaries of dictionaries of lists."""
+    if isinstance(value, dict):
+        return between.join(f"{name} {_say(part, ', ')}" for name, part in value.items())
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _table(names: list[str], rows: list[list]) -> str:
