@@ -117,6 +117,14 @@ class Options:
     def chat(self) -> Chat:
         return Chat(self.system or None, self.tool_schema, self.think_block, self.answer)
 
+    @property
+    def field_names(self) -> dict[str, str]:
+        """`--fields`: our names of a file's fields -> the file's. ValueError for what is no pair."""
+        pairs = [pair for pair in self.fields.split(",") if pair]
+        for pair in pairs:
+            require("=" in pair, f"--fields {self.fields}: ours=theirs was expected, found {pair!r}")
+        return {ours.strip(): theirs.strip() for ours, _, theirs in (pair.partition("=") for pair in pairs)}
+
     def sampling(self) -> dict:
         """The keyword arguments that a rollout takes from the options."""
         return {"max_new_tokens": self.max_new_tokens, "max_calls": self.max_calls, "max_rows": self.max_rows,
@@ -327,8 +335,7 @@ def traces(row: dict) -> list[tuple[str, str]]:
 
 
 def _file(options: Options) -> list[Task]:
-    pairs = [pair.partition("=") for pair in options.fields.split(",") if pair]
-    return load_tasks(options.data, {ours.strip(): theirs.strip() for ours, _, theirs in pairs})
+    return load_tasks(options.data, options.field_names)
 
 
 def _part(task: Task) -> str:

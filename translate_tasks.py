@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from data import LANGUAGES, Task, is_text
+from data import LANGUAGES, Task, is_text, read_rows
 from fidelity.checks import RoundTrip, Verdict, verify
 from fidelity.protect import KINDS, Lost, cut, is_plain, protect, restore
 from fidelity.report import Outcome, page, report
@@ -45,22 +45,20 @@ def english_tasks(path: str, names: dict[str, str], count: int) -> list[Task]:
     if path == "tiny":
         return world.tasks("test", ["en"], min(count, 500), "translation")
     tasks = {}
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip() or len(tasks) == count:
-                continue
-            try:
-                task = _english_task(json.loads(line), names, f"{Path(path).stem}-{number:05d}")
-                require(task.id not in tasks, f"the id {task.id!r} is there already")
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}:{number}: {error}") from None
-            tasks[task.id] = task
+    for place, row in read_rows(path):
+        try:
+            task = _english_task(row, names, f"{Path(path).stem}-{int(place.rpartition(':')[2]):05d}")
+            require(task.id not in tasks, f"the id {task.id!r} is there already")
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+        tasks[task.id] = task
+        if len(tasks) == count:
+            break
     require(bool(tasks), f"{path}: no tasks in this file")
     return list(tasks.values())
 
 
-def _english_task(row, names: dict[str, str], default_id: str) -> Task:
-    require(isinstance(row, dict), "not an object")
+def _english_task(row: dict, names: dict[str, str], default_id: str) -> Task:
     value = {name: row.get(names.get(name, name)) for name in Task.__dataclass_fields__}
     require(value["language"] in (None, "en"), f"the language is {value['language']!r}, only English is translated")
     number = isinstance(value["answer"], int | float) and not isinstance(value["answer"], bool)
@@ -338,8 +336,7 @@ def main(argv: list[str] | None = None) -> None:
     with clear_errors():
         for path in (output, summary):
             require(path.parent.is_dir(), f"{path}: there is no directory {path.parent}")
-        names = dict(pair.split("=") for pair in options.fields.split(",") if pair)
-        tasks = english_tasks(options.input, names, options.items)
+        tasks = english_tasks(options.input, options.field_names, options.items)
         cache = options.cache or str(output.with_suffix(".cache.sqlite"))  # what was paid for survives a kill
         engine = open_translator(replace(options, cache=cache))
         service = engine if isinstance(engine, Service) else Service(engine)
