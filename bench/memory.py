@@ -15,6 +15,7 @@ import torch
 
 import distributed
 import forecast
+import optimize
 import train
 from data import Task
 from model import Config, Qwen3
@@ -82,7 +83,7 @@ def measure_update(config: Config, options: dict, tokens: int) -> tuple[int, int
     for is_warm in (False, True):  # the first step makes the moments
         if is_warm:
             torch.cuda.reset_peak_memory_stats()
-        train.update(model, optimizer, [answer] * 2 * rows, advantages, setting, config.vocab_size)
+        optimize.update(model, optimizer, [answer] * 2 * rows, advantages, setting, config.vocab_size)
     predicted = forecast.update(config, rows * (prompt + new), options["dtype"], options["checkpoint_activations"], 1)
     return torch.cuda.max_memory_allocated(), sum(predicted.values())
 

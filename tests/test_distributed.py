@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 import distributed
 import model as model_file
+import optimize
 import train
 from data import load_tokenizer
 from runs import Run, load_policy
@@ -80,7 +81,7 @@ def updates(directory, rollouts, advantages):
         model.checkpoint_activations = config.checkpoint_activations
         model = distributed.shard(model, torch.float64)
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0 if config.minibatches == 1 else 0.1)
-        metrics = train.update(model, optimizer, rollouts, advantages.double(), config, 400)
+        metrics = optimize.update(model, optimizer, rollouts, advantages.double(), config, 400)
         weights = distributed.whole({n: parameter.detach() for n, parameter in model.named_parameters()})
         found[name] = metrics, {n: weight.numpy() for n, weight in weights.items()}
     return found
@@ -126,11 +127,11 @@ def updated(directory, resume, step, rollouts, advantages):
     run = Run(directory, config, resume)
     model, _ = load_policy(run.last_checkpoint() if resume else base_directory_of(directory))
     model = distributed.shard(model, torch.float32)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = optimize.adamw(model, config)
     if resume:
         run.restore_optimizer(model, optimizer)
     run.open()
-    train.update(model, optimizer, rollouts, advantages, config, 400)
+    optimize.update(model, optimizer, rollouts, advantages, config, 400)
     run.save_checkpoint(model, optimizer, base_directory_of(directory), {"step": step})
 
 
@@ -165,7 +166,7 @@ def in_bf16(directory, rollouts, advantages):
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
     before = {n: p.detach().full_tensor().clone() for n, p in model.named_parameters()}
     for _ in range(3):
-        train.update(model, optimizer, rollouts, advantages, CONFIG, 400)
+        optimize.update(model, optimizer, rollouts, advantages, CONFIG, 400)
     moved = [not torch.equal(before[n], p.detach().full_tensor()) for n, p in model.named_parameters()]
     policy = distributed.gathered(model, torch.bfloat16)
     kinds = {p.dtype for p in model.parameters()}, {p.dtype for p in policy.parameters()}

@@ -10,6 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 import forecast
 import gspo
+import optimize
 import train
 from data import Task
 from model import Config, Qwen3, rotary_tables
@@ -54,7 +55,7 @@ def test_the_forecast_is_within_a_tenth_of_what_autograd_saves(shape, dtype, che
     rollouts = [Rollout(task, (5,) * PROMPT, (7,) * NEW, (True,) * NEW, (0.0,) * NEW, (), "end")] * ROWS
 
     def loss():
-        logps, _, sampled = train.policy_logps(model, rollouts, 1.0, config.vocab_size)
+        logps, _, sampled = optimize.policy_logps(model, rollouts, 1.0, config.vocab_size)
         return gspo.gspo_loss(logps, logps.detach(), sampled, torch.ones(ROWS), 0.2, 0.2)[0]
 
     def layer():

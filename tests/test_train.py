@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import gspo
 import model as model_file
+import optimize
 import train
 from data import load_tokenizer
 from runs import policy_directory
@@ -60,7 +61,7 @@ def updated(batch, config, dtype=torch.float64, lr=1.0):
     model = policy(dtype)
     rollouts, advantages = batch
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    metrics = train.update(model, optimizer, rollouts, advantages.to(dtype), config, 400)
+    metrics = optimize.update(model, optimizer, rollouts, advantages.to(dtype), config, 400)
     return weights(model), metrics
 
 
@@ -117,7 +118,7 @@ def test_sampler_and_trainer_agree_on_every_log_prob(tokenizer, temperature):
     rollouts = rollout(model, tokenizer, TASKS, 8, LexiconTranslator(), torch.Generator().manual_seed(0),
                        temperature=temperature, max_new_tokens=100)  # fmt: skip
     assert any(r.calls for r in rollouts) and any(not r.calls for r in rollouts)
-    logps, entropy, sampled = train.policy_logps(model, rollouts, temperature, tokenizer.size)
+    logps, entropy, sampled = optimize.policy_logps(model, rollouts, temperature, tokenizer.size)
     for row, r in enumerate(rollouts):
         assert tuple(sampled[row, : len(r.ids)].tolist()) == r.sampled and not sampled[row, len(r.ids) :].any()
         difference = logps[row, : len(r.ids)] - torch.tensor(r.logps)
@@ -160,7 +161,7 @@ def test_the_update_is_the_gradient_of_the_mean_over_all_rollouts(batch, ratio):
     """Catches rows of advantage 0 that are left out of the denominator along with the forward."""
     rollouts, advantages = batch
     model = policy(torch.float64)
-    logps, _, sampled = train.policy_logps(model, rollouts, 1.0, 400)
+    logps, _, sampled = optimize.policy_logps(model, rollouts, 1.0, 400)
     loss, _ = gspo.gspo_loss(logps, logps.detach(), sampled, advantages.double(), 0.2, 0.2, ratio)
     loss.backward()
     expected = {name: parameter.detach() - parameter.grad for name, parameter in model.named_parameters()}
@@ -203,9 +204,9 @@ def test_without_a_usable_group_nothing_moves(batch):
     rollouts, _ = batch
     model = policy()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.0)
-    train.update(model, optimizer, *batch, SMALL, 400)  # the optimizer has moments
+    optimize.update(model, optimizer, *batch, SMALL, 400)  # the optimizer has moments
     before, state = weights(model), json.dumps(str(optimizer.state_dict()))
-    metrics = train.update(model, optimizer, rollouts, torch.zeros(12), SMALL, 400)
+    metrics = optimize.update(model, optimizer, rollouts, torch.zeros(12), SMALL, 400)
     assert metrics["updates"] == 0 and all(math.isfinite(value) for value in metrics.values())
     assert all(torch.equal(before[name], value) for name, value in weights(model).items())
     assert json.dumps(str(optimizer.state_dict())) == state
@@ -235,7 +236,7 @@ def test_minibatches_are_whole_groups_and_hold_every_signal_once(batch, seen, mi
 @given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 200))
 def test_a_plan_holds_every_row_once_within_the_budget(lengths, budget):
     """Catches rows that are lost at a boundary, and padding that is not counted; a long row may stand alone."""
-    batches = train.plan(lengths, budget)
+    batches = optimize.plan(lengths, budget)
     assert sorted(i for rows in batches for i in rows) == list(range(len(lengths)))
     for rows in batches:
         assert len(rows) == 1 or len(rows) * max(lengths[i] for i in rows) <= budget
