@@ -20,7 +20,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import shlex
 import shutil
 import subprocess
@@ -35,18 +34,14 @@ import numpy as np
 import torch
 
 from eval import evaluate
-from gspo import ESTIMATORS, PENALTIES, RATIOS, SCALES
 from options import Options, clear_errors, open_translator, parse, require
-from paper import comparisons, figures, tables
+from paper import comparisons, experiments, figures, tables
 from paper.comparisons import Policy
+from paper.experiments import ROUTED, Job
 from paper.outcomes import UNITS, columns, curves, item_set, items_digest, key_of, load_result, outcomes, pack
 from runs import load_policy, policy_directory, write_json
 from train import Config
 
-FREELY = ("test/free",)
-ROUTED = ("test/forbidden", "test/forced", "validation/forbidden", "validation/forced")  # what routers choose from
-EVERYTHING = (*FREELY, *ROUTED, "languages/free", "languages/forbidden")
-PRICES = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8)  # at which the cost-conditioned policy is asked
 # Options that decide no result. A new option of train.py that decides none belongs here, or everything is run again.
 NEUTRAL = {
     "preset", "model", "out", "resume", "device", "max_rows", "workers", "cache", "money_per_char", "max_cost",
@@ -80,7 +75,7 @@ class ReproduceOptions:
     def items(self) -> int:
         return min(self.test_items, 400) if self.quick else self.test_items
 
-    def config(self, job: "Job | None" = None, seed: int = 0) -> Config:
+    def config(self, job: Job | None = None, seed: int = 0) -> Config:
         """The full configuration of a run; without a job that of the defaults. Exits with an error for bad options."""
         config = parsed(f"{self.train} {job.options if job else ''} --seed {seed}")
         return replace(config, steps=max(1, config.steps * 3 // 4)) if self.quick else config
@@ -90,72 +85,6 @@ class ReproduceOptions:
 def parsed(words: str) -> Config:
     """train.py's configuration for these options; they are asked for many times."""
     return parse(Config, "", shlex.split(words))
-
-
-@dataclass(frozen=True)
-class Job:
-    """A policy to make and to evaluate. An evaluation is PART/MODE or PART/MODE/PRICE, as in "test/free/0.2"."""
-
-    name: str
-    experiment: str  # main | ablations | price
-    options: str  # of train.py; of the base model only those of sampling matter
-    evaluations: tuple[str, ...] = FREELY
-    trains: bool = True  # false: the base model as it is
-    study: str = ""  # which ablation
-
-
-def weights(options: ReproduceOptions) -> list[float]:
-    """The cost weights of every method that takes a price: half, once and twice train.py's default."""
-    return [options.config().cost_weight * factor for factor in ((1,) if options.quick else (0.5, 1, 2))]
-
-
-def all_jobs(options: ReproduceOptions) -> list[Job]:
-    """Every policy that there is to compare, in the order in which they are run."""
-    jobs = [
-        Job("base", "main", "", EVERYTHING, trains=False),
-        Job("forbidden", "main", "--max-calls 0", ("test/forbidden",)),
-        Job("unconstrained", "main", "--gate never --cost-weight 0"),
-    ]
-    for weight in weights(options):
-        jobs.append(Job(f"plain-{weight:g}", "main", f"--gate always --penalty subtract --cost-weight {weight:g}"))
-        for gate in ESTIMATORS:
-            name = f"{gate}-{weight:g}"
-            evaluations = EVERYTHING if name == headline(options) else FREELY
-            jobs.append(Job(name, "main", f"--gate {gate} --cost-weight {weight:g}", evaluations))
-    if options.quick:
-        return jobs
-    for study, settings in ablations(options.config(), options.base).items():
-        for setting in settings:
-            words = setting.removeprefix("base")
-            name = re.sub(r"[^\w.]+", "-", setting).strip("-")
-            jobs.append(Job(name, "ablations", words.strip(), trains=words == setting, study=study))
-    asked = tuple(f"test/free/{price:g}" for price in PRICES)
-    return [*jobs, Job("priced", "price", f"--max-price {PRICES[-1]:g}", asked)]
-
-
-def ablations(default: Config, bases: tuple[str, ...]) -> dict[str, list[str]]:
-    """study -> options of each of its runs; "base ..." is the base model without training, under these options."""
-    plain = "--gate always --penalty subtract"
-    policies = ("base", "", plain)
-    rollouts = default.prompts * default.group_size  # a step, the same for every group size
-    return {
-        "advantage scale and ratio": [f"--advantage-scale {s} --ratio {r}" for s in SCALES for r in RATIOS],
-        "gate and penalty": [f"--gate {g} --penalty {p}" for g in (default.gate, "always") for p in PENALTIES],
-        "threshold": [f"--threshold {threshold:g}" for threshold in (0.5, 0.75, 0.95, 1)],
-        "cost weight": [f"--cost-weight {weight:g}" for weight in (0.05, 0.1, 0.2, 0.4, 0.8)],
-        "does the plain cost over-suppress": [
-            f"{plain} --cost-weight {w:g} --advantage-scale {s}" for w in (0.2, 0.4, 0.8) for s in ("none", "group")
-        ],
-        "group size": [f"--group-size {size} --prompts {rollouts // size}" for size in (4, 8, 16)],
-        "tool noise": [f"{policy} --tool-noise {noise:g}" for noise in (0, 0.02, 0.1) for policy in policies],
-        "tool rate of the base": [f"{policy} --model {model}" for model in bases for policy in policies],
-    }
-
-
-def headline(options: ReproduceOptions) -> str:
-    """The name of the gated policy with train.py's default options."""
-    default = options.config()
-    return f"{default.gate}-{default.cost_weight:g}"
 
 
 @functools.cache
@@ -321,11 +250,14 @@ def policy_pool(jobs: list[Job], options: ReproduceOptions) -> dict[str, Policy]
 
     def add(name, family, job, results, label):
         seeds = [outcomes(result, label) for result in results]
-        pool[name] = Policy(name, family, command(job, "N", options), seeds)
+        tiers = [tier for result in results for tier in result.get("best", {}).get("tier", {}).values()]
+        validation = tuple(float(np.mean([tier[x] for tier in tiers])) for x in ("accuracy", "cost")) if tiers else None
+        pool[name] = Policy(name, family, command(job, "N", options), seeds, validation)
 
     def add_routers(results, suffix):
         parts = [{label: outcomes(result, label) for label in ROUTED} for result in results]
-        pool.update({policy.name: policy for policy in comparisons.routers(parts, weights(options), suffix)})
+        prices = experiments.weights(options.config(), options.quick)
+        pool.update({policy.name: policy for policy in comparisons.routers(parts, prices, suffix)})
 
     for job in jobs:
         results = found_results(job, options)
@@ -349,7 +281,7 @@ def policy_pool(jobs: list[Job], options: ReproduceOptions) -> dict[str, Policy]
 
 def write_tables(jobs: list[Job], options: ReproduceOptions) -> None:
     """results/tables.md, summary.json and the figures, from the result files alone."""
-    out, ours = Path(options.out), headline(options)
+    out, ours = Path(options.out), experiments.headline(options.config())
     columns_of = {part: columns(item_set(part, options.items)) for part in ("test", "languages")}
     pool = policy_pool(jobs, options)
     require("base" in pool, f"{out}: no result of the base model for these options; run without --tables first")
@@ -383,7 +315,7 @@ def write_tables(jobs: list[Job], options: ReproduceOptions) -> None:
 def main(argv: list[str] | None = None) -> None:
     options = parse(ReproduceOptions, __doc__, argv)
     with clear_errors():
-        jobs = all_jobs(options)
+        jobs = experiments.all_jobs(options.config(), options.quick, options.base)
         known = {job.experiment for job in jobs} | {job.name for job in jobs}
         require(set(options.only) <= known, f"--only {' '.join(options.only)}: there are {', '.join(sorted(known))}")
         chosen = [job for job in jobs if not options.only or {job.experiment, job.name} & set(options.only)]

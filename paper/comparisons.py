@@ -39,6 +39,7 @@ class Policy:
     family: str  # policies that differ in the price alone: together they are a frontier
     command: str
     seeds: list[dict[str, np.ndarray]]
+    validation: Point | None = None  # (accuracy, cost) of what train.py chose, on validation items, mean over seeds
 
     def mean(self, measure: str) -> np.ndarray:
         """Mean over seeds of each item's value, [N]."""
@@ -114,6 +115,9 @@ def summarise(pool: dict[str, Policy], ours: str, columns: dict) -> dict:
     plain = ours.replace(family, "plain")
     headline = ["always translate", "unconstrained", plain, ours]
     sets = {"the headline set": headline, "with never translate and base": ["base", "never translate", *headline]}
+    full = [cheapest_at_full_reward(pool, name) for name in ("plain", family)]
+    if all(full):
+        sets["each at full reward"] = ["always translate", "unconstrained", *full]
     found["pareto"] = {title: pareto(pool, names, columns) for title, names in sets.items() if set(names) <= set(pool)}
     if ours in pool:
         found["dominance"] = dominance(pool, family, columns)
@@ -146,6 +150,19 @@ def pareto(pool: dict[str, Policy], names: list[str], columns: dict) -> dict:
         **{f"by {cut}": {str(part): {name: round(share, 4) for name, share in shares(mask).items()}
                          for part, mask in parts.items()} for cut, parts in cuts.items()},
     }  # fmt: skip
+
+
+def cheapest_at_full_reward(pool: dict[str, Policy], family: str, kept: float = 0.98) -> str | None:
+    """The name of the family's cheapest member among those that keep this share of the unconstrained reward, both on
+    validation items; of the most accurate one if none does. None if the runs are missing."""
+    members = [policy for policy in pool.values() if policy.family == family and policy.validation]
+    if not members or "unconstrained" not in pool:
+        return None
+    least = kept * pool["unconstrained"].validation[0]
+    enough = [policy for policy in members if policy.validation[0] >= least]
+    if enough:
+        return min(enough, key=lambda policy: policy.validation[1]).name
+    return max(members, key=lambda policy: policy.validation[0]).name
 
 
 def paying_prices(pool: dict[str, Policy], columns: dict) -> float:

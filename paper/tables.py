@@ -47,9 +47,11 @@ def goals(summary: dict) -> list[list[str]]:
         reward, cost = ours["reward_kept"][0], ours["cost_kept"][0]
         row("cost at full reward", f"{PAPER_COST}%", "<= 63% at >= 98%", f"{100 * cost:.0f}% at {100 * reward:.1f}%",
             cost <= 0.63 and reward >= 0.98)  # fmt: skip
-    if shares := summary["pareto"].get("the headline set"):
-        share = shares["trained"][summary["headline"]]
-        row("Pareto share", f"{PAPER_PARETO}%", ">= 87%", f"{plus_minus(share, 0, 100)}%", share[0] >= 0.87)
+    for title, note in (("the headline set", "same cost weight"), ("each at full reward", "each at full reward")):
+        if shares := summary["pareto"].get(title):
+            share = list(shares["trained"].values())[-1]  # of the gated policy
+            here = f"{plus_minus(share, 0, 100)}%"
+            row(f"Pareto share, {note}", f"{PAPER_PARETO}%", ">= 87%", here, share[0] >= 0.87)
     tools = [ours["groups"][tier]["tool_rate"][0] for tier in TRAINED]
     row("tool rate", "follows resources", "High < Low <= XLow", " / ".join(f"{x:.2f}" for x in tools),
         ours["ordered in every seed"])  # fmt: skip

@@ -11,7 +11,8 @@ from helpers import base_directory, call_main
 import reproduce
 from paper import comparisons, measures, outcomes
 from paper.comparisons import Policy
-from reproduce import Job, ReproduceOptions
+from paper.experiments import FREELY, ROUTED, Job
+from reproduce import ReproduceOptions
 
 # --- measures ---------------------------------------------------------------------------------------------------
 
@@ -127,6 +128,20 @@ def test_reward_and_cost_kept_are_ratios_to_the_unconstrained_policy():
     assert row["groups"]["low"]["gain"] == [0.0, 0.0, 0.0]
 
 
+def test_at_full_reward_the_cheapest_member_is_chosen_on_validation_items():
+    """Catches a choice that looks at test items or takes the dearest one, and none where none is enough."""
+
+    def member(name, family, accuracy, cost):
+        return Policy(name, family, "", [outcome([0], [9])], (accuracy, cost))
+
+    pool = {"unconstrained": member("unconstrained", "unconstrained", 0.9, 1.0)}
+    chosen = [("a-1", 0.89, 0.8), ("a-2", 0.885, 0.6), ("a-3", 0.87, 0.3), ("b-1", 0.7, 0.1), ("b-2", 0.8, 0.4)]
+    pool |= {name: member(name, name[0], *point) for name, *point in chosen}
+    assert comparisons.cheapest_at_full_reward(pool, "a") == "a-2"
+    assert comparisons.cheapest_at_full_reward(pool, "b") == "b-2"
+    assert comparisons.cheapest_at_full_reward(pool, "c") is None
+
+
 # --- results ----------------------------------------------------------------------------------------------------
 
 
@@ -158,7 +173,7 @@ def options_for(tmp_path, **changes):
 
 
 JOBS = [
-    Job("base", "main", "", (*reproduce.FREELY, *reproduce.ROUTED), trains=False),
+    Job("base", "main", "", (*FREELY, *ROUTED), trains=False),
     Job("unconstrained", "main", "--gate never"),
 ]
 

@@ -1,0 +1,85 @@
+"""The experiments: which policies are made, with which options of train.py, and on what each is evaluated.
+
+    train.py's defaults -> all_jobs -> [Job]
+
+Off the reading path; called by reproduce.py, which runs them. To compare an idea of your own, add its options here.
+"""
+
+import re
+from dataclasses import dataclass
+
+from gspo import ESTIMATORS, PENALTIES, RATIOS, SCALES
+from train import Config
+
+FREELY = ("test/free",)
+ROUTED = ("test/forbidden", "test/forced", "validation/forbidden", "validation/forced")  # what routers choose from
+EVERYTHING = (*FREELY, *ROUTED, "languages/free", "languages/forbidden")
+PRICES = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8)  # at which the cost-conditioned policy is asked
+
+
+@dataclass(frozen=True)
+class Job:
+    """A policy to make and to evaluate. An evaluation is PART/MODE or PART/MODE/PRICE, as in "test/free/0.2"."""
+
+    name: str
+    experiment: str  # main | ablations | price
+    options: str  # of train.py; of the base model only those of sampling matter
+    evaluations: tuple[str, ...] = FREELY
+    trains: bool = True  # false: the base model as it is
+    study: str = ""  # which ablation
+
+
+def headline(default: Config) -> str:
+    """The name of the gated policy with train.py's default options."""
+    return f"{default.gate}-{default.cost_weight:g}"
+
+
+def weights(default: Config, quick: bool = False) -> list[float]:
+    """The cost weights of every method that takes a price: once, half and twice train.py's default."""
+    return [default.cost_weight * factor for factor in ((1,) if quick else (1, 0.5, 2))]
+
+
+def all_jobs(default: Config, quick: bool = False, bases: tuple[str, ...] = ()) -> list[Job]:
+    """Every policy that there is to compare, in the order in which they are run: what says the most comes first."""
+    jobs = [
+        Job("base", "main", "", EVERYTHING, trains=False),
+        Job("forbidden", "main", "--max-calls 0", ("test/forbidden",)),
+        Job("unconstrained", "main", "--gate never --cost-weight 0"),
+    ]
+    others = [gate for gate in ESTIMATORS if gate != default.gate]
+    for gates in (("plain", default.gate), others):
+        for weight in weights(default, quick):
+            for gate in gates:
+                name = f"{gate}-{weight:g}"
+                words = "--gate always --penalty subtract" if gate == "plain" else f"--gate {gate}"
+                evaluations = EVERYTHING if name == headline(default) else FREELY
+                jobs.append(Job(name, "main", f"{words} --cost-weight {weight:g}", evaluations))
+    if quick:
+        return jobs
+    asked = tuple(f"test/free/{price:g}" for price in PRICES)
+    jobs.append(Job("priced", "price", f"--model tiny/priced --max-price {PRICES[-1]:g}", asked))
+    for study, settings in ablations(default, bases).items():
+        for setting in settings:
+            words = setting.removeprefix("base")
+            name = re.sub(r"[^\w.]+", "-", setting).strip("-")
+            jobs.append(Job(name, "ablations", words.strip(), trains=words == setting, study=study))
+    return jobs
+
+
+def ablations(default: Config, bases: tuple[str, ...]) -> dict[str, list[str]]:
+    """study -> options of each of its runs; "base ..." is the base model without training, under these options."""
+    plain = "--gate always --penalty subtract"
+    policies = ("base", "", plain)
+    rollouts = default.prompts * default.group_size  # a step, the same for every group size
+    return {
+        "advantage scale and ratio": [f"--advantage-scale {s} --ratio {r}" for s in SCALES for r in RATIOS],
+        "gate and penalty": [f"--gate {g} --penalty {p}" for g in (default.gate, "always") for p in PENALTIES],
+        "threshold": [f"--threshold {threshold:g}" for threshold in (0.5, 0.75, 0.95, 1)],
+        "cost weight": [f"--cost-weight {weight:g}" for weight in (0.05, 0.1, 0.2, 0.4, 0.8)],
+        "does the plain cost over-suppress": [
+            f"{plain} --cost-weight {w:g} --advantage-scale {s}" for w in (0.2, 0.4, 0.8) for s in ("none", "group")
+        ],
+        "group size": [f"--group-size {size} --prompts {rollouts // size}" for size in (4, 8, 16)],
+        "tool noise": [f"{policy} --tool-noise {noise:g}" for noise in (0, 0.02, 0.1) for policy in policies],
+        "tool rate of the base": [f"{policy} --model {model}" for model in bases for policy in policies],
+    }
