@@ -1,6 +1,7 @@
 """Make the base model of the embedded world: a tokenizer and a Qwen3 of about 1M parameters, both from scratch.
 
-    python -m tiny.pretrain            # writes tiny/base; about 33 minutes on two cores
+    python -m tiny.pretrain            # writes tiny/base; about 30 minutes on two cores
+    python -m tiny.pretrain --prices   # writes tiny/priced: the same model after a course with prices; 6 minutes
 
 The pretraining text gives the base model the character that the paper finds in real ones:
 
@@ -10,6 +11,8 @@ The pretraining text gives the base model the character that the paper finds in 
   learned from these (no loss on the call), only how a translation looks and how an answer follows from it.
 
 Two courses: English alone, then the mixture, in which a few documents are in languages of no world (`stray_languages`).
+A third one, not part of the base, for policies that are told a price: half of the mixture's prompts state one, drawn at
+random. It means nothing yet, the documents go on as they would without it; what it is worth is left to train.py.
 
 Left out: everything that makes pretraining long. Documents are single tasks, the loss is on what the assistant and the
 tool say, and the items are drawn from the training split only.
@@ -17,7 +20,9 @@ tool say, and the items are drawn from the training split only.
 
 import argparse
 import random
+import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,7 +40,9 @@ from tiny.world import WORLD, Item, Language, LexiconTranslator, items, language
 SHARE = {"base": 0.22, "high": 0.51, "low": 0.19, "xlow": 0.04, "stray": 0.04}  # of the documents
 STRAYS = 200  # languages that are seen in a few documents each: the base meets unknown languages, as in real life
 TOOL_RATE = 0.07
+BASE = Path(__file__).parent / "base"
 PARALLEL = 0.4  # of the foreign documents: question, translation, answer
+PRICED = 0.5  # of the prompts state a price in the course with prices
 RESULT_WEIGHT = 0.1  # of a translation's tokens in the loss; an answer's weigh 1
 
 # The added tokens of Qwen3 in their published order. Only those up to <|video_pad|> are flagged special.
@@ -80,9 +87,11 @@ def mixture() -> list[tuple[Language, float]]:
     return [(x, SHARE[x.tier] * x.exposure / total[x.tier]) for x in spoken if x.exposure]
 
 
-def document(item: Item, language: Language, tokenizer, rng: random.Random) -> tuple[list[int], list[float]]:
-    """One training document: (ids, weight of each id as a target)."""
+def document(item: Item, language: Language, tokenizer, rng: random.Random, priced: float = 0.0) -> tuple[list, list]:
+    """One training document: (ids, weight of each id as a target). A share `priced` of the prompts states a price."""
     task = render(item, language)
+    if priced and rng.random() < priced:
+        task = replace(task, price=rng.randint(0, 10) / 10)
     ids = encode_prompt(task, tokenizer, think=True, tools=False)
     weights = [0.0] * len(ids)
     draw = rng.random()
@@ -95,7 +104,8 @@ def document(item: Item, language: Language, tokenizer, rng: random.Random) -> t
     return ids + answer, weights + [1.0] * len(answer)
 
 
-def batches(tokenizer, rng: random.Random, batch_size: int, shares: list[tuple[Language, float]], steps: int):
+def batches(tokenizer, rng: random.Random, batch_size: int, shares: list[tuple[Language, float]], steps: int,
+            priced: float = 0.0):  # fmt: skip
     """Padded batches (ids [B, T], weights [B, T]) for `steps` steps; documents of like length go together."""
     spoken, probabilities = zip(*shares, strict=True)
     per_chunk = 16
@@ -103,7 +113,8 @@ def batches(tokenizer, rng: random.Random, batch_size: int, shares: list[tuple[L
         drawn = items("train", batch_size * per_chunk, rng.random())
         rng.shuffle(drawn)
         chosen = rng.choices(spoken, probabilities, k=len(drawn))
-        documents = [document(item, language, tokenizer, rng) for item, language in zip(drawn, chosen, strict=True)]
+        pairs = zip(drawn, chosen, strict=True)
+        documents = [document(item, language, tokenizer, rng, priced) for item, language in pairs]
         documents.sort(key=lambda d: len(d[0]))
         groups = [documents[i : i + batch_size] for i in range(0, len(documents), batch_size)]
         rng.shuffle(groups)
@@ -153,16 +164,17 @@ def pretrain(model: Qwen3, stream, steps: int, description: str, cooldown: float
             progress.set_postfix(loss=f"{loss.item():.3f}")
 
 
-def accept(directory, count: int) -> None:
+def accept(directory, count: int, price: float | None = None) -> None:
     """Print what the base model must show: accuracy without and with the tool, and the tool rate, tier by tier."""
     model, tokenizer = load_policy(directory)
     options = Options()
     translator = LexiconTranslator(options.tool_noise)
     groups = {"english": ["en"], **{tier: languages(tier) for tier in ("high", "low", "xlow", "synthetic")}}
-    print(f"{count} validation items a tier, temperature 1, tool noise {options.tool_noise}")
+    stated = "" if price is None else f", price {price:g} in the prompt"
+    print(f"{count} validation items a tier, temperature 1, tool noise {options.tool_noise}{stated}")
     print(f"{'':12}{'forbidden':>10}{'forced':>8}{'free':>8}{'tool rate':>11}   forbidden / forced by domain")
     for name, codes in groups.items():
-        drawn = tasks("validation", codes, count, "acceptance")
+        drawn = [replace(task, price=price) for task in tasks("validation", codes, count, "acceptance")]
         modes = {m: evaluate(model, tokenizer, drawn, translator, options, m) for m in ("forbidden", "forced", "free")}
         f, t, free = (100 * summary(modes[m])["accuracy"] for m in modes)
         by_domain = {m: breakdown(modes[m], lambda task: task.domain) for m in ("forbidden", "forced")}
@@ -171,22 +183,8 @@ def accept(directory, count: int) -> None:
         print(f"{name:12}{f:10.1f}{t:8.1f}{free:8.1f}{summary(modes['free'])['tool_rate']:11.3f}   {domains}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default=str(Path(__file__).parent / "base"), help="directory to write")
-    parser.add_argument("--english-steps", type=int, default=600, help="steps on English alone, first")
-    parser.add_argument("--steps", type=int, default=2700, help="steps on the mixture")
-    parser.add_argument("--batch-size", type=int, default=128, help="documents a step")
-    parser.add_argument("--vocab-size", type=int, default=2000, help="ids of the tokenizer, added tokens included")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and of the documents")
-    parser.add_argument("--items", type=int, default=1000, help="validation items a tier to measure the result on")
-    parser.add_argument("--only-measure", action="store_true", help="measure the model in --out, train nothing")
-    args = parser.parse_args()
-    if args.only_measure:
-        accept(args.out, args.items)
-        return
-    start, rng = time.time(), random.Random(f"pretrain {args.seed}")
-
+def from_scratch(args: argparse.Namespace, rng: random.Random) -> Qwen3:
+    """The base model: a tokenizer, written to --out, and a model after two courses."""
     spoken, shares = zip(*mixture(), strict=True)
     sample = [item for part in range(10) for item in items("train", 2000, f"tokenizer {part}")]
     texts = [
@@ -195,7 +193,6 @@ def main() -> None:
     ]
     texts += ['\n{"name": "translate", "arguments": {}}\n', "user\n", "assistant\n"] * 1000
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
     train_tokenizer(texts, args.vocab_size).save(str(out / "tokenizer.json"))
     tokenizer = load_tokenizer(out)
 
@@ -219,9 +216,43 @@ def main() -> None:
     ]
     for name, steps, shares, cooldown in courses:
         pretrain(model, batches(tokenizer, rng, args.batch_size, shares, steps), steps, name, cooldown)
-    save(model.to(torch.bfloat16), out)
-    print(f"{out} written after {(time.time() - start) / 60:.1f} minutes")
-    accept(out, args.items)
+    return model
+
+
+def with_prices(args: argparse.Namespace, rng: random.Random) -> Qwen3:
+    """The base model after a course in which half of the prompts state a price; its tokenizer goes to --out."""
+    model, tokenizer = load_policy(BASE)
+    shutil.copy(BASE / "tokenizer.json", args.out)
+    stream = batches(tokenizer, rng, args.batch_size, mixture(), args.price_steps, PRICED)
+    pretrain(model, stream, args.price_steps, "prices", 1.0)
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", help="directory to write (default: tiny/base, with --prices tiny/priced)")
+    parser.add_argument("--english-steps", type=int, default=600, help="steps on English alone, first")
+    parser.add_argument("--steps", type=int, default=2700, help="steps on the mixture")
+    parser.add_argument("--batch-size", type=int, default=128, help="documents a step")
+    parser.add_argument("--vocab-size", type=int, default=2000, help="ids of the tokenizer, added tokens included")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and of the documents")
+    parser.add_argument("--items", type=int, default=1000, help="validation items a tier to measure the result on")
+    parser.add_argument("--only-measure", action="store_true", help="measure the model in --out, train nothing")
+    parser.add_argument("--prices", action="store_true", help="do not start anew: give tiny/base a course with prices")
+    parser.add_argument("--price-steps", type=int, default=500, help="steps of that course")
+    args = parser.parse_args()
+    args.out = args.out or str(BASE.with_name("priced") if args.prices else BASE)
+    if args.only_measure:
+        accept(args.out, args.items)
+        return
+    start, rng = time.time(), random.Random(f"pretrain {args.seed}" + (" prices" if args.prices else ""))
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    model = (with_prices if args.prices else from_scratch)(args, rng)
+    save(model.to(torch.bfloat16), args.out)
+    print(f"{args.out} written after {(time.time() - start) / 60:.1f} minutes")
+    accept(args.out, args.items)
+    if args.prices:
+        accept(args.out, args.items, 0.3)
 
 
 if __name__ == "__main__":
