@@ -61,7 +61,7 @@ class Config(TrainingOptions):
     gate: Literal["native", "group", "probe", "always", "never"] = "native"  # where a call is charged
     threshold: float = 0.95  # confidence from which the gate is open (tau)
     penalty: Literal["multiply", "subtract"] = "multiply"  # form of the charge
-    cost_weight: float = 0.3  # what a call of mean length takes off a right answer (lambda), where a task has no price
+    cost_weight: float = 0.2  # what a call of mean length takes off a right answer (lambda), where a task has no price
     max_price: float = 0.0  # give tasks prices drawn from 0 to this, stated in the prompt, as their lambda (0: none)
     probe_rollouts: int = 4  # extra tool-free rollouts of each task, for --gate probe
     advantage_scale: Literal["group", "batch", "none"] = "none"  # what advantages are divided by
