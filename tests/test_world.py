@@ -1,5 +1,6 @@
 """The embedded world: its languages, its items and its lexicon translator keep what design and docstrings promise."""
 
+import random
 import re
 import unicodedata
 from collections import Counter
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tiny import world
+from tiny.pretrain import document
 from tiny.world import WORLD, LexiconTranslator, items, languages, render, tasks
 
 FOREIGN = [code for code in WORLD if code != "en"]
@@ -289,3 +291,19 @@ def test_no_word_is_lost_in_an_ungrammatical_passage(words):
     concepts = Counter(c for sentence in WORLD["high-01"].read(text) for phrase in sentence.values() for c in phrase)
     english = Counter(" ".join(WORLD["en"].lexicon.get(c, c) for c in concepts.elements()).split())
     assert Counter(result.rstrip(".?").split()) == english and sum(concepts.values()) == len(words)
+
+
+# --- documents of the base model --------------------------------------------------------------------------------
+
+
+def test_a_stated_price_means_nothing_in_pretraining(tokenizer):
+    """Catches a price that is learned (it is for the reward to say what it means), and one that nobody is told."""
+    for item in ITEMS[:20]:
+        plain = {tuple(document(item, WORLD["low-02"], tokenizer, random.Random(seed))[0]) for seed in range(20)}
+        for seed in range(5):
+            ids, weights = document(item, WORLD["low-02"], tokenizer, random.Random(seed), priced=1.0)
+            system, mark, rest = tokenizer.decode(ids).partition("<|im_start|>user")
+            assert re.fullmatch(r"<\|im_start\|>system\nprice (0|0\.\d|1)<\|im_end\|>\n", system)
+            assert any(tokenizer.decode(list(other)) == mark + rest for other in plain)
+            first = next(i for i, weight in enumerate(weights) if weight)
+            assert "<|im_start|>assistant\n" in tokenizer.decode(ids[:first])
