@@ -134,10 +134,15 @@ class Options:
 
 @dataclass(frozen=True)
 class TrainingOptions(Options):
-    """And what a command that trains must not train on."""
+    """And of what a command that trains does with its tasks: what they say, and what they must not be."""
 
+    max_price: float = 0.0  # give tasks prices drawn from 0 to this, stated in the prompt, as their lambda (0: none)
     evaluation_data: tuple[str, ...] = ()  # JSONL file whose tasks may not be trained on; may be repeated
     allow_evaluation_data: bool = False  # train on them all the same, and say so
+
+    def check(self) -> None:
+        super().check()
+        require(round(self.max_price, 1) == self.max_price, "--max-price must be a multiple of 0.1")
 
 
 # --- command lines ----------------------------------------------------------------------------------------------
@@ -219,7 +224,7 @@ def open_translator(options: Options) -> Translator:
 
 
 def training_tasks(options: TrainingOptions, tiers: list[str], seed: int):
-    """A function (step, count) -> tasks for that step of training, the same for the same seed.
+    """A function (step, count) -> tasks for that step of training, the same for the same seed, priced if configured.
 
     Raises ValueError if there are none, and for tasks of `--evaluation-data` without `--allow-evaluation-data`.
     """
@@ -231,38 +236,40 @@ def training_tasks(options: TrainingOptions, tiers: list[str], seed: int):
             shuffled = random.Random(f"languages {seed} {step}").sample(codes, len(codes))
             return world.tasks("train", shuffled, count, f"{seed} {step}")
 
-        return draw
-    pool = [
-        task for task in _file(options) if task.tier in tiers and task.split == "trained" and _part(task) == "train"
-    ]
-    require(bool(pool), f"{options.data}: no training tasks in the tiers {', '.join(tiers)}")
-    guard(pool, options)
+    else:
+        pool = [
+            task for task in _file(options) if task.tier in tiers and task.split == "trained" and _part(task) == "train"
+        ]
+        require(bool(pool), f"{options.data}: no training tasks in the tiers {', '.join(tiers)}")
+        guard(pool, options)
 
-    def draw(step: int, count: int) -> list[Task]:
-        drawn, orders = [], {}
-        for i in range(step * count, (step + 1) * count):  # epoch after epoch, each in an order of its own
-            epoch, place = divmod(i, len(pool))
-            if epoch not in orders:
-                orders[epoch] = random.Random(f"epoch {seed} {epoch}").sample(pool, len(pool))
-            drawn.append(orders[epoch][place])
-        return drawn
+        def draw(step: int, count: int) -> list[Task]:
+            drawn, orders = [], {}
+            for i in range(step * count, (step + 1) * count):  # epoch after epoch, each in an order of its own
+                epoch, place = divmod(i, len(pool))
+                if epoch not in orders:
+                    orders[epoch] = random.Random(f"epoch {seed} {epoch}").sample(pool, len(pool))
+                drawn.append(orders[epoch][place])
+            return drawn
 
-    return draw
+    return lambda step, count: with_prices(draw(step, count), options.max_price, f"{seed} {step}")
 
 
-def evaluation_tasks(options: Options, part: str, count: int) -> dict[str, list[Task]]:
+def evaluation_tasks(options: Options, part: str, count: int, max_price: float = 0.0) -> dict[str, list[Task]]:
     """`count` tasks of each group of languages, "validation" or "test": the tiers' trained languages, the held-out
     ones and the synthetic ones. In the embedded world all groups render the same items; a file's tasks are as they are.
+    With `max_price`, each task states a price.
     """
     if options.data == "tiny":
         groups = {tier: world.languages(tier, "trained") for tier in ("high", "low", "xlow")}
         groups |= {"held-out": _spread(world.languages(split="held-out")), "synthetic": world.languages("synthetic")}
-        return {name: world.tasks(part, codes, count, "evaluation") for name, codes in groups.items()}
-    groups = {}
-    for task in _file(options):
-        if _part(task) == part:
-            groups.setdefault(task.tier if task.split == "trained" else task.split, []).append(task)
-    return {name: tasks[:count] for name, tasks in groups.items()}
+        found = {name: world.tasks(part, codes, count, "evaluation") for name, codes in groups.items()}
+    else:
+        found = {}
+        for task in _file(options):
+            if _part(task) == part:
+                found.setdefault(task.tier if task.split == "trained" else task.split, []).append(task)
+    return {name: with_prices(tasks[:count], max_price, name) for name, tasks in found.items()}
 
 
 def with_prices(tasks: list[Task], highest: float, key) -> list[Task]:

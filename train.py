@@ -39,7 +39,6 @@ from options import (
     parse,
     require,
     training_tasks,
-    with_prices,
 )
 from reward import score
 from runs import Run, load_policy, policy_directory, rollout_row, step_metrics, write_json
@@ -62,7 +61,6 @@ class Config(TrainingOptions):
     threshold: float = 0.95  # confidence from which the gate is open (tau)
     penalty: Literal["multiply", "subtract"] = "multiply"  # form of the charge
     cost_weight: float = 0.2  # what a call of mean length takes off a right answer (lambda), where a task has no price
-    max_price: float = 0.0  # give tasks prices drawn from 0 to this, stated in the prompt, as their lambda (0: none)
     probe_rollouts: int = 4  # extra tool-free rollouts of each task, for --gate probe
     advantage_scale: Literal["group", "batch", "none"] = "none"  # what advantages are divided by
     ratio: Literal["sequence", "token"] = "token"  # importance ratio and weight: GSPO's a rollout, or GRPO's a token
@@ -93,7 +91,6 @@ class Config(TrainingOptions):
         super().check()
         require(self.threshold <= 1, f"--threshold is a confidence, at most 1, not {self.threshold}")
         require(self.decay <= 1, f"--decay is a share of the steps, at most 1, not {self.decay}")
-        require(round(self.max_price, 1) == self.max_price, "--max-price must be a multiple of 0.1")
         require(self.prompts % self.minibatches == 0, "--prompts must be a multiple of --minibatches")
 
 
@@ -192,13 +189,11 @@ def outcomes(policy, tokenizer, tasks, translator, config: Config) -> list:
 def report(run: Run, base: Path, device: str, translator, config: Config, started: float) -> None:
     """Evaluate base and result on the same test items, print the closing table and write `report.json`."""
     distributed.barrier()  # best/ is written
-    tests = evaluation_tasks(config, "test", config.test_items)
-    priced = {group: with_prices(tasks, config.max_price, group) for group, tasks in tests.items()}
-    result = policy_directory(run.path)
-    found = []
-    for directory, groups in ((base, tests), (result, priced)):  # the base knows no prices
+    result, found = policy_directory(run.path), []
+    for directory, max_price in ((base, 0.0), (result, config.max_price)):  # the base knows no prices
         policy = load_policy(directory, device, getattr(torch, config.dtype))
-        found.append({group: outcomes(*policy, tasks, translator, config) for group, tasks in groups.items()})
+        tests = evaluation_tasks(config, "test", config.test_items, max_price)
+        found.append({group: outcomes(*policy, tasks, translator, config) for group, tasks in tests.items()})
     if not run.is_writer:
         return
     compared = compare(*found)
@@ -232,8 +227,7 @@ def train(config: Config, device: str) -> None:
     with clear_errors():
         tiers = config.tiers
         draw_tasks = training_tasks(config, tiers, config.seed)  # [1]
-        validation = {group: with_prices(tasks, config.max_price, group) for group, tasks in
-                      evaluation_tasks(config, "validation", config.validation_items).items()}  # fmt: skip
+        validation = evaluation_tasks(config, "validation", config.validation_items, config.max_price)
         require(set(tiers) <= set(validation), f"--data {config.data}: no validation tasks in {', '.join(tiers)}")
         translator = open_translator(config)  # [3]
         base = policy_directory(config.model)
@@ -245,8 +239,7 @@ def train(config: Config, device: str) -> None:
         if run.state:
             run.restore_optimizer(model, optimizer)
         run.open()
-    first = with_prices(draw_tasks(0, 1), config.max_price, f"{config.seed} 0")[0]
-    print(introduction(config, first, tokenizer))
+    print(introduction(config, draw_tasks(0, 1)[0], tokenizer))
 
     state = run.state or {"step": 0, "best": None}
     interrupted = []  # Ctrl-C lets the step finish and be saved; the second one is not caught
@@ -257,7 +250,7 @@ def train(config: Config, device: str) -> None:
         clock, is_last = time.perf_counter(), step + 1 == config.steps
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
-        tasks = with_prices(draw_tasks(step, config.prompts), config.max_price, f"{config.seed} {step}")
+        tasks = draw_tasks(step, config.prompts)
         try:
             metrics, logged = train_step(model, tokenizer, optimizer, tasks, translator, config, step)
         except ToolOutage as reason:

@@ -290,6 +290,16 @@ def test_prices_are_tenths_that_follow_from_the_key():
     assert [dataclasses.replace(task, price=None) for task in priced] == tasks == with_prices(tasks, 0.0, "0 1")
 
 
+def test_a_steps_tasks_come_with_their_prices():
+    """Catches a step whose prices change when it is run again, that are every step's, or that change the tasks."""
+    draw, plain = (training_tasks(TrainingOptions(max_price=price), ["low"], 0) for price in (0.4, 0.0))
+    prices = [[task.price for task in draw(step, 30)] for step in (0, 1, 1)]
+    assert set(prices[0]) == {0.0, 0.1, 0.2, 0.3, 0.4} and prices[0] != prices[1] == prices[2]
+    assert [dataclasses.replace(task, price=None) for task in draw(1, 30)] == plain(1, 30)
+    priced = evaluation_tasks(Options(), "test", 30, 0.4)["low"]
+    assert all(task.price is not None for task in priced) and evaluation_tasks(Options(), "test", 30)["low"] != priced
+
+
 def test_evaluation_groups_are_complete_and_paired():
     """Catches groups of languages that are measured on different items."""
     groups = evaluation_tasks(Options(), "test", 45)
