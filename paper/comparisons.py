@@ -116,6 +116,7 @@ def summarise(pool: dict[str, Policy], ours: str, columns: dict) -> dict:
     headline = ["always translate", "unconstrained", plain, ours]
     sets = {"the headline set": headline, "with never translate and base": ["base", "never translate", *headline]}
     full = [cheapest_at_full_reward(pool, name) for name in ("plain", family)]
+    found["at full reward"] = full[-1]
     if all(full):
         sets["each at full reward"] = ["always translate", "unconstrained", *full]
     found["pareto"] = {title: pareto(pool, names, columns) for title, names in sets.items() if set(names) <= set(pool)}

@@ -43,14 +43,15 @@ def goals(summary: dict) -> list[list[str]]:
             f"{here:+.1f} of {there:+.1f}",
             here >= 0.8 * there > 0,
         )
-    if "reward_kept" in ours:
-        reward, cost = ours["reward_kept"][0], ours["cost_kept"][0]
-        row("cost at full reward", f"{PAPER_COST}%", "<= 63% at >= 98%", f"{100 * cost:.0f}% at {100 * reward:.1f}%",
-            cost <= 0.63 and reward >= 0.98)  # fmt: skip
+    for name in dict.fromkeys((summary["headline"], summary["at full reward"])):
+        if name and "reward_kept" in (policy := summary["policies"][name]):
+            reward, cost = policy["reward_kept"][0], policy["cost_kept"][0]
+            here = f"{name}: {100 * cost:.0f}% at {100 * reward:.1f}%"
+            row("cost at full reward", f"{PAPER_COST}%", "<= 63% at >= 98%", here, cost <= 0.63 and reward >= 0.98)
     for title, note in (("the headline set", "same cost weight"), ("each at full reward", "each at full reward")):
         if shares := summary["pareto"].get(title):
-            share = list(shares["trained"].values())[-1]  # of the gated policy
-            here = f"{plus_minus(share, 0, 100)}%"
+            name, share = list(shares["trained"].items())[-1]  # of the gated policy
+            here = f"{name}: {plus_minus(share, 0, 100)}%"
             row(f"Pareto share, {note}", f"{PAPER_PARETO}%", ">= 87%", here, share[0] >= 0.87)
     tools = [ours["groups"][tier]["tool_rate"][0] for tier in TRAINED]
     row("tool rate", "follows resources", "High < Low <= XLow", " / ".join(f"{x:.2f}" for x in tools),
