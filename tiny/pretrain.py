@@ -1,7 +1,7 @@
 """Make the base model of the embedded world: a tokenizer and a Qwen3 of about 1M parameters, both from scratch.
 
     python -m tiny.pretrain            # writes tiny/base; about 30 minutes on two cores
-    python -m tiny.pretrain --prices   # writes tiny/priced: the same model after a course with prices; 6 minutes
+    python -m tiny.pretrain --prices   # writes tiny/priced: the same after a course with prices; 9 minutes on one core
 
 The pretraining text gives the base model the character that the paper finds in real ones:
 
