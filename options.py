@@ -14,11 +14,11 @@ import math
 import random
 import re
 import sys
-import unicodedata
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from data import Chat, Task, load_tasks, read_rows
+from data import Chat, Task, load_tasks
+from guard import guard
 from tiny import world
 from tools import Prices, Translator
 from translators import Service, open_engine
@@ -241,7 +241,7 @@ def training_tasks(options: TrainingOptions, tiers: list[str], seed: int):
             task for task in _file(options) if task.tier in tiers and task.split == "trained" and _part(task) == "train"
         ]
         require(bool(pool), f"{options.data}: no training tasks in the tiers {', '.join(tiers)}")
-        guard(pool, options)
+        guard(pool, options.data, options.evaluation_data, options.allow_evaluation_data)
 
         def draw(step: int, count: int) -> list[Task]:
             drawn, orders = [], {}
@@ -285,57 +285,6 @@ def _spread(codes: list[str]) -> list[str]:
     """One language of each tier in turn, so that a prefix holds all tiers."""
     tiers = [[code for code in codes if code.startswith(tier + "-")] for tier in ("high", "low", "xlow")]
     return [code for row in zip(*tiers, strict=True) for code in row]
-
-
-# --- evaluation data --------------------------------------------------------------------------------------------
-
-# Forms of the same character that copies of a text differ in. NFKC does the no-break spaces.
-ONE_FORM = str.maketrans("‘’‚‛′´`" + "“”„‟″" + "‐‑‒–—−", "'" * 7 + '"' * 5 + "-" * 6)
-
-
-def guard(pool: list[Task], options: TrainingOptions) -> None:
-    """Refuse to train on tasks of `--evaluation-data`, or print that it is allowed, and how many there are.
-
-    Raises ValueError naming the files, the first such task and the flag that allows it.
-    """
-    places = {}
-    for path in options.evaluation_data:
-        places = evaluation_places(path) | places
-    found = {task.id: next((places[trace] for trace in traces(vars(task)) if trace in places), None) for task in pool}
-    leaks = [(task_id, place) for task_id, place in found.items() if place]
-    message = f"{len(leaks)} of {len(pool)} training tasks are evaluation data"
-    if options.allow_evaluation_data:
-        files = ", ".join(options.evaluation_data)
-        print("--allow-evaluation-data:", f"{message} ({files})" if files else "no --evaluation-data to compare with")
-    elif leaks:
-        raise ValueError(f"{options.data}: {message}, the first is {leaks[0][0]!r}, which is that of {leaks[0][1]}: "
-                         "leave them out, or say --allow-evaluation-data")  # fmt: skip
-
-
-def evaluation_places(path: str) -> dict[tuple[str, str], str]:
-    """What tells the tasks of a JSONL file, in any format with ids or questions -> file:line of the first with it.
-
-    Raises ValueError naming file and line for what is no such task, or the file if it is empty.
-    """
-    places = {}
-    for place, row in read_rows(path):
-        found = traces(row)
-        require(bool(found), f"{place}: expected an id or a question")
-        for trace in found:
-            places.setdefault(trace, place)
-    require(bool(places), f"{path}: no tasks in this file")
-    return places
-
-
-def traces(row: dict) -> list[tuple[str, str]]:
-    """By what a task is known again: its id, also as it was before `translate_tasks.py` put the language in front, and
-    its questions, whatever their case, blanks and forms of quotes and dashes."""
-    origin = row["provenance"] if isinstance(row.get("provenance"), dict) else {}
-    ids = [str(name) for name in (row.get("id"), origin.get("source_id")) if isinstance(name, str | int)]
-    ids += [name.removeprefix(f"{row.get('language')}/") for name in ids]
-    texts = [text for text in (row.get("question_en"), row.get("question")) if isinstance(text, str) and text.strip()]
-    plain = [unicodedata.normalize("NFKC", text.translate(ONE_FORM)).casefold().split() for text in texts]
-    return [*(("id", name) for name in ids), *(("question", " ".join(words)) for words in plain)]
 
 
 # --- files ------------------------------------------------------------------------------------------------------
