@@ -73,13 +73,13 @@ def measure_update(config: Config, options: dict, tokens: int) -> tuple[int, int
         model = Qwen3(config)
     model.checkpoint_activations = options["checkpoint_activations"]
     model = distributed.shard(model, getattr(torch, options["dtype"]))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
     prompt, new = PROMPT, options["max_new_tokens"]
     rows = tokens // (prompt + new)
     task = Task("t", "en", "high", "trained", "math", "?", (), "1")
     answer = Rollout(task, (1,) * prompt, (1,) * new, (True,) * new, (0.0,) * new, (), "length")
     advantages = torch.tensor([1.0, -1.0] * rows)
     setting = train.Config(prompts=1, group_size=2 * rows, minibatches=1, micro_tokens=tokens)
+    optimizer = optimize.adamw(model, setting)
     for is_warm in (False, True):  # the first step makes the moments
         if is_warm:
             torch.cuda.reset_peak_memory_stats()
