@@ -69,11 +69,12 @@ def all_jobs(default: Config, quick: bool = False, bases: tuple[str, ...] = ()) 
 def ablations(default: Config, bases: tuple[str, ...]) -> dict[str, list[str]]:
     """study -> options of each of its runs; "base ..." is the base model without training, under these options."""
     plain = "--gate always --penalty subtract"
-    policies = ("base", "", plain)
+    gspo, policies = "--advantage-scale group --ratio sequence", ("base", "", plain)
     charged = [f"{p} --cost-weight {weight}" for weight in (0.2, 0.8) for p in (plain, f"--gate {default.gate}")]
     rollouts = default.prompts * default.group_size  # a step, the same for every group size
     return {
         "advantage scale and ratio": [f"--advantage-scale {s} --ratio {r}" for s in SCALES for r in RATIOS],
+        "estimator, with GSPO's scale and ratio": [f"--gate {estimator} {gspo}" for estimator in ESTIMATORS],
         "gate and penalty": [f"--gate {g} --penalty {p}" for g in (default.gate, "always") for p in PENALTIES],
         "threshold": [f"--threshold {threshold:g}" for threshold in (0.5, 0.75, 0.95, 1)],
         "cost weight": [f"--cost-weight {weight:g}" for weight in (0.05, 0.1, 0.2, 0.4, 0.8)],
@@ -82,6 +83,7 @@ def ablations(default: Config, bases: tuple[str, ...]) -> dict[str, list[str]]:
             for scale, ratio in (("none", "token"), ("group", "token"), ("group", "sequence"))
             for policy in ("--gate never --cost-weight 0", *charged)
         ],
+        "steps": [f"--steps {default.steps * factor // 2}" for factor in (1, 2, 4)],
         "group size": [f"--group-size {size} --prompts {rollouts // size}" for size in (4, 8, 16)],
         "tool noise": [f"{policy} --tool-noise {noise:g}" for noise in (0, 0.02, 0.1) for policy in policies],
         "tool rate of the base": [f"{policy} --model {model}" for model in bases for policy in policies],
