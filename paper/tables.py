@@ -107,7 +107,7 @@ def markdown(summary: dict) -> str:
             parts.append(section(f"{title}: {summary['headline']}", "", ["", *names], rows))
     if "price" in summary:
         parts.append(price_section(summary["price"]))
-    parts += [ablation_section(study, rows) for study, rows in summary["ablations"].items()]
+    parts += [ablation_section(study, rows) for study, rows in summary["ablations"].items() if len(rows) > 1]
     return "\n\n".join(parts) + "\n"
 
 
@@ -180,8 +180,8 @@ def price_section(prices: dict) -> str:
 
 def ablation_section(study: str, runs: dict) -> str:
     shown, rows = (*TRAINED, "synthetic"), []
-    for name, row in runs.items():
+    for row in runs.values():
         groups = [row["groups"][group] for group in shown]
         cells = [f"{g['reward'][0]:.1f} / {g['tool_rate'][0]:.2f} / {g['cost'][0]:.2f}" for g in groups]
-        rows.append([name, *cells, f"`{row['command']}`"])
-    return section(f"Ablation: {study}", "Reward / tool rate / cost, one seed.", ["", *shown, "command"], rows)
+        rows.append([f"`{row['command']}`", *cells])
+    return section(f"Ablation: {study}", "Reward / tool rate / cost, one seed.", ["command", *shown], rows)
