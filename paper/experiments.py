@@ -69,19 +69,19 @@ def all_jobs(default: Config, quick: bool = False, bases: tuple[str, ...] = ()) 
 def ablations(default: Config, bases: tuple[str, ...]) -> dict[str, list[str]]:
     """study -> options of each of its runs; "base ..." is the base model without training, under these options."""
     plain = "--gate always --penalty subtract"
-    gspo, policies = "--advantage-scale group --ratio sequence", ("base", "", plain)
+    policies = ("base", "", plain)
+    by_gspo = "--advantage-scale group --ratio sequence"
+    objectives = ("--advantage-scale none --ratio token", "--advantage-scale group --ratio token", by_gspo)
     charged = [f"{p} --cost-weight {weight}" for weight in (0.2, 0.8) for p in (plain, f"--gate {default.gate}")]
     rollouts = default.prompts * default.group_size  # a step, the same for every group size
     return {
         "advantage scale and ratio": [f"--advantage-scale {s} --ratio {r}" for s in SCALES for r in RATIOS],
-        "estimator, with GSPO's scale and ratio": [f"--gate {estimator} {gspo}" for estimator in ESTIMATORS],
+        "estimator, with GSPO's scale and ratio": [f"--gate {estimator} {by_gspo}" for estimator in ESTIMATORS],
         "gate and penalty": [f"--gate {g} --penalty {p}" for g in (default.gate, "always") for p in PENALTIES],
         "threshold": [f"--threshold {threshold:g}" for threshold in (0.5, 0.75, 0.95, 1)],
         "cost weight": [f"--cost-weight {weight:g}" for weight in (0.05, 0.1, 0.2, 0.4, 0.8)],
         "does the plain cost over-suppress": [
-            f"{policy} --advantage-scale {scale} --ratio {ratio}"
-            for scale, ratio in (("none", "token"), ("group", "token"), ("group", "sequence"))
-            for policy in ("--gate never --cost-weight 0", *charged)
+            f"{policy} {objective}" for objective in objectives for policy in ("--gate never --cost-weight 0", *charged)
         ],
         "steps": [f"--steps {default.steps * factor // 2}" for factor in (1, 2, 4)],
         "group size": [f"--group-size {size} --prompts {rollouts // size}" for size in (4, 8, 16)],
