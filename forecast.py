@@ -11,7 +11,7 @@ Shapes: B rows, T time, S cache slots, C channels, H heads, K key/value heads, D
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from data import Task, load_tokenizer
 from logprob import CHUNK_BYTES
@@ -33,48 +33,82 @@ def parameters(c: Config) -> tuple[int, int]:
     )
 
 
-def saved_by_layer(c: Config, dtype: str) -> int:
-    """Bytes a token that autograd saves in one layer's forward, parameters excluded."""
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch of `rows` rollouts of `new` ids each, the `prompt` ids run once for each group of `group`."""
+
+    rows: int
+    group: int
+    prompt: int
+    new: int
+
+    @property
+    def prompts(self) -> int:
+        return -(-self.rows // self.group)
+
+    @property
+    def tokens(self) -> int:
+        """What all of the model but attention runs on."""
+        return self.prompts * self.prompt + self.scored
+
+    @property
+    def scored(self) -> int:
+        """What carries loss, if nothing is inserted."""
+        return self.rows * self.new
+
+    @property
+    def slots(self) -> tuple[int, int, int]:
+        """Padded queries, padded keys, and pairs of them: the prompts are rows too."""
+        rows, T = self.rows + self.prompts, max(self.prompt, self.new)
+        return rows * T, rows * (self.prompt + T), rows * T * (self.prompt + T)
+
+
+def saved_by_layer(c: Config, dtype: str, batch: Batch) -> int:
+    """Bytes that autograd saves in one layer's forward, parameters excluded; on a GPU, that is with repeated keys."""
     e = SIZE[dtype]
     wide = max(4, e)  # of the norms' statistics
     queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    groups = c.num_attention_heads // c.num_key_value_heads
     norms = 2 * (c.hidden_size * (wide + e) + wide)  # each in wide precision and normalised, and 1/rms
     norms += (queries + keys) * (wide + e) + (c.num_attention_heads + c.num_key_value_heads) * wide
-    inputs = e * (2 * c.hidden_size + queries)  # of q/k/v, of gate/up, of o, a copy where the result lies by heads
-    attention = e * (2 * queries + 2 * (keys if groups == 1 else queries))  # queries, result, keys and values
-    attention += 4 * c.num_attention_heads  # log-sums
+    inputs = e * (2 * c.hidden_size + queries)  # of q/k/v, of gate/up, of o
     mlp = 4 * e * c.intermediate_size  # gate, silu(gate), up and their product
-    return norms + inputs + attention + mlp
+    query_slots, key_slots, _ = batch.slots
+    attention = query_slots * (2 * e * queries + 4 * c.num_attention_heads)  # queries, result, log-sums
+    attention += key_slots * 2 * e * queries  # keys and values
+    return batch.tokens * (norms + inputs + mlp) + attention
 
 
-def saved(c: Config, dtype: str, tokens: int, scored: int, checkpoint: bool) -> int:
-    """Bytes that autograd holds when the backward begins, parameters excluded; `scored` of the tokens carry loss.
+def saved(c: Config, dtype: str, batch: Batch, checkpoint: bool) -> int:
+    """Bytes that autograd holds when the backward begins, parameters excluded.
 
     With `checkpoint`, each layer's input, and what one layer saves while the backward runs it again.
     """
     e = SIZE[dtype]
     wide = max(4, e)
-    layer = saved_by_layer(c, dtype)
-    layers = layer + c.num_hidden_layers * e * c.hidden_size if checkpoint else c.num_hidden_layers * layer
-    ends = 8 + 2 * e * c.head_dim // 2 + c.hidden_size * (wide + e) + wide  # ids, rotary tables, last norm
-    return tokens * (layers + ends) + scored * (e * c.hidden_size + 40 + 2 * wide)  # 40: ids and places
+    layer = saved_by_layer(c, dtype, batch)
+    layers = c.num_hidden_layers * (e * c.hidden_size * batch.tokens if checkpoint else layer)
+    layers += layer if checkpoint else 0
+    query_slots, key_slots, pairs = batch.slots
+    once = batch.tokens * (16 + 2 * e * c.head_dim // 2)  # ids, places, rotary tables
+    once += 8 * (query_slots + key_slots) + e * pairs  # which tokens, and the mask
+    norm = batch.tokens * (c.hidden_size * (wide + e) + wide)  # the last one
+    return layers + once + norm + batch.scored * (e * c.hidden_size + 40 + 2 * wide)  # 40: ids and places
 
 
-def update(c: Config, tokens: int, dtype: str, checkpoint: bool, ranks: int) -> dict[str, int]:
-    """Bytes on one rank at the peak of an update, by kind: micro-batches of `tokens`, every one of them scored.
+def update(c: Config, batch: Batch, dtype: str, checkpoint: bool, ranks: int) -> dict[str, int]:
+    """Bytes on one rank at the peak of an update, by kind.
 
     Gradients are counted whole on each rank, because they are summed over ranks only with an update's last micro-batch.
     """
     e, (layer, ends) = SIZE[dtype], parameters(c)
     total = c.num_hidden_layers * layer + ends
     is_split = ranks > 1 or dtype != "float32"
-    logits = min(CHUNK_BYTES, tokens * c.vocab_size * e)
-    head = 4 * logits + (4 + e) * c.vocab_size * c.hidden_size + 3 * e * tokens * c.hidden_size
-    one_layer = e * tokens * (3 * c.intermediate_size + 2 * c.hidden_size)  # gradients inside the MLP
-    activations = saved(c, dtype, tokens, tokens, checkpoint)
+    logits = min(CHUNK_BYTES, batch.scored * c.vocab_size * e)
+    head = 4 * logits + (4 + e) * c.vocab_size * c.hidden_size + 3 * e * batch.scored * c.hidden_size
+    one_layer = e * batch.tokens * (3 * c.intermediate_size + 2 * c.hidden_size)  # gradients inside the MLP
+    activations = saved(c, dtype, batch, checkpoint)
     if checkpoint:  # while the head works no layer has been run again yet
-        head = max(head - tokens * saved_by_layer(c, dtype), 0)
+        head = max(head - saved_by_layer(c, dtype, batch), 0)
     return {
         "weights": 4 * total // ranks,
         "moments": 8 * total // ranks,
@@ -134,15 +168,16 @@ def dry_run(config) -> str:
     draw_tasks = training_tasks(config, config.tiers, config.seed)
     longest = max(len(config.chat.prompt(task, tokenizer)) for task in draw_tasks(0, config.prompts))
     count = config.prompts * config.group_size
-    lines = []
+    lines, length = [], longest + config.max_new_tokens
+    batch = Batch(max(1, config.micro_tokens // length), config.group_size, longest, config.max_new_tokens)
     for ranks in (1, 8):
         rows = min(config.max_rows, -(-config.prompts // ranks) * config.group_size)
         sampling = rollouts(shape, rows, config.group_size, longest, config.max_new_tokens, config.dtype, ranks)
-        training = update(shape, config.micro_tokens, config.dtype, config.checkpoint_activations, ranks)
+        training = update(shape, batch, config.dtype, config.checkpoint_activations, ranks)
         lines += [
             f"predicted memory of each of {ranks} ranks:" if ranks > 1 else "predicted memory of one process:",
             f"  rollouts, {rows} rows of {longest} + {config.max_new_tokens} ids at a time: {describe(sampling)}",
-            f"  update, micro-batches of {config.micro_tokens} tokens: {describe(training)}",
+            f"  update, micro-batches of {batch.rows} such rows, prompts shared: {describe(training)}",
         ]
     most = count * config.max_new_tokens
     return "\n".join([

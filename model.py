@@ -96,12 +96,54 @@ class Cache:
 
     def take(self, rows: Tensor) -> "Cache":
         """A copy of these rows, in this order, repeats allowed: fans a prompt out to its group, drops finished rows."""
-        return Cache(self.keys[:, rows], self.values[:, rows], self.lengths[rows])
+        return Cache(self.keys.index_select(1, rows), self.values.index_select(1, rows), self.lengths[rows])
 
     def put(self, rows: Tensor, other: "Cache") -> None:
         """Write the rows of `other`, a cache of as many slots, back to these rows: the inverse of `take`."""
         self.keys[:, rows], self.values[:, rows] = other.keys, other.values
         self.lengths[rows] = other.lengths
+
+
+@dataclass(frozen=True)
+class Slots:
+    """One layer's part of a cache, and where in it the present tokens go: row b's token t to slot positions[b, t]."""
+
+    keys: Tensor  # [B, K, S, D]
+    values: Tensor  # [B, K, S, D]
+    positions: Tensor  # [B, T]
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write k and v [B, T, K, D]; returns all keys and all values [B, S, K, D]."""
+        rows = torch.arange(len(k), device=k.device)[:, None]
+        self.keys[rows, :, self.positions], self.values[rows, :, self.positions] = k, v
+        return self.keys.transpose(1, 2), self.values.transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows laid end to end, N tokens without padding, and what each of them attends to.
+
+    A token sees its own row up to itself and, before that, all of the row's prompt. The prompt is a row too, and run
+    once for all that continue it. Only attention knows of rows; the rest of the model works on single tokens.
+    """
+
+    positions: Tensor  # [1, N] of each token, counted from the beginning of its prompt
+    rows: Tensor  # [B, T] the tokens of each row, numbers below N; 0 beyond its end
+    keys: Tensor  # [B, S] the tokens that it may see: its prompt's, then its own
+    visible: Tensor  # [B, 1, T, S] which of these a token does see
+    places: Tensor  # [N] where in rows.flatten() a token is
+
+    def unfold(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Heads of tokens [1, N, H, D] to those of rows: q [B, T, H, D], k and v [B, S, K, D]."""
+        return tuple(
+            # as an embedding: its backward adds up what a token gets from many rows in one order, on every device
+            F.embedding(tokens, heads[0].flatten(1)).unflatten(-1, heads.shape[2:])
+            for heads, tokens in ((q, self.rows), (k, self.keys), (v, self.keys))
+        )
+
+    def fold(self, heads: Tensor) -> Tensor:
+        """The inverse for q: [B, T, H, D] -> [1, N, H, D]."""
+        return heads.flatten(0, 1)[self.places][None]
 
 
 class RMSNorm(nn.Module):
@@ -119,10 +161,10 @@ class RMSNorm(nn.Module):
 
 
 def rotary_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin of position * theta^(-2i/D) for i < D/2 (Su et al. 2021): [B, T] -> two of [B, 1, T, D/2]."""
+    """cos and sin of position * theta^(-2i/D) for i < D/2 (Su et al. 2021): [B, T] -> two of [B, T, 1, D/2]."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=wide) / head_dim
-    angles = positions[:, None, :, None].to(wide) * theta**-exponents  # [B, 1, T, D/2]
+    angles = positions[:, :, None, None].to(wide) * theta**-exponents  # [B, T, 1, D/2]
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
@@ -130,6 +172,18 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (x[i], x[i + D/2]) by its angle: the half-split layout of the published checkpoints."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(D) + mask) v: [B, T, H, D] and two of [B, S, K, D] -> [B, T, H, D], H a multiple of K.
+
+    mask [B, 1, T, S] is 0 or -inf; None is causal, and only right without a past: its triangle is aligned top left.
+    """
+    q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
+    if not q.is_cpu:  # of the CUDA kernels that take a mask only the slow one shares keys among heads
+        k, v = (heads.repeat_interleave(q.shape[1] // heads.shape[1], 1) for heads in (k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.is_cpu)
+    return out.transpose(1, 2)
 
 
 class Attention(nn.Module):
@@ -147,25 +201,16 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: tuple | None) -> Tensor:
-        B, T, _ = x.shape
-        q, k, v = (f(x).view(B, T, -1, self.head_dim) for f in (self.q_proj, self.k_proj, self.v_proj))
-        q = rotate(self.q_norm(q).transpose(1, 2), cos, sin)  # [B, H, T, D]
-        k = rotate(self.k_norm(k).transpose(1, 2), cos, sin)  # [B, K, T, D]
-        v = v.transpose(1, 2)
-        mask = None
-        if past is not None:
-            keys, values, positions, visible = past
-            rows = torch.arange(B, device=x.device)[:, None]
-            keys[rows, :, positions] = k.transpose(1, 2)  # row b's token t goes to slot positions[b, t]
-            values[rows, :, positions] = v.transpose(1, 2)
-            mask = visible  # [B, 1, T, S]
-            k, v = keys[:, :, : mask.shape[-1]], values[:, :, : mask.shape[-1]]
-        # is_causal aligns its triangle top left, which is wrong whenever there is a past: hence the explicit mask
-        groups = q.shape[1] // k.shape[1]
-        k, v = (k, v) if groups == 1 else (k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, context: Slots | Packed | None, mask: Tensor | None):
+        """x [B, T, C] -> [B, T, C]. The context, if any, brings the keys that the mask is about."""
+        q, k, v = (f(x).unflatten(-1, (-1, self.head_dim)) for f in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)  # [B, T, H, D], [B, T, K, D]
+        if isinstance(context, Packed):
+            out = context.fold(attend(*context.unfold(q, k, v), mask))
+        else:
+            k, v = (k, v) if context is None else context.append(k, v)
+            out = attend(q, k, v, mask)
+        return self.o_proj(out.flatten(2))
 
 
 class MLP(nn.Module):
@@ -191,8 +236,8 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: tuple | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, past)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, context: Slots | Packed | None, mask: Tensor | None):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, context, mask)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -210,34 +255,40 @@ class Qwen3(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
-    def forward(self, ids: Tensor, cache: Cache | None = None, positions: Tensor | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: Cache | None = None, positions: Tensor | None = None,
+                packed: Packed | None = None) -> Tensor:  # fmt: skip
         """Hidden states after the last norm: ids [B, T] -> [B, T, C].
 
-        Without a cache token t attends to tokens 0..t of its own row. With one, the T tokens are appended to each
-        row at `positions` [B, T] (default: from the row's length on), every token attends to the slots up to its
-        own position, and `cache.lengths` grows by T. Rows whose appends differ in length are padded on the right;
-        the caller then sets `lengths` back, and what the padding wrote is overwritten by the row's next tokens.
+        Alone, token t attends to tokens 0..t of its own row. With `packed`, ids [1, N] are the tokens it tells of.
+        With a cache, the T tokens are appended to each row at `positions` [B, T] (default: from the row's length on),
+        every token attends to the slots up to its own position, and `cache.lengths` grows by T. Rows whose appends
+        differ in length are padded on the right; the caller then sets `lengths` back, and what the padding wrote is
+        overwritten by the row's next tokens.
 
         Raises ValueError if an append would pass the cache's last slot.
         """
         B, T = ids.shape
         start = 0 if cache is None else cache.lengths[:, None]
+        if packed is not None:
+            positions = packed.positions
         if positions is None:
             positions = (start + torch.arange(T, device=ids.device)).expand(B, T)
         x = self.embed_tokens(ids)  # [B, T, C]
         cos, sin = rotary_tables(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
-        past = [None] * len(self.layers)
+        contexts, visible = [packed] * len(self.layers), None if packed is None else packed.visible
         if cache is not None:
             S = int(positions.max()) + 1 if T else 0
             if S > cache.keys.shape[3]:
                 raise ValueError(f"the KV cache has {cache.keys.shape[3]} slots, position {S - 1} does not fit")
             visible = torch.arange(S, device=ids.device) <= positions[:, None, :, None]  # [B, 1, T, S]
-            past = [(k, v, positions, visible) for k, v in zip(cache.keys, cache.values, strict=True)]
-        for layer, layer_past in zip(self.layers, past, strict=True):
+            layers = zip(cache.keys[..., :S, :], cache.values[..., :S, :], strict=True)
+            contexts = [Slots(keys, values, positions) for keys, values in layers]
+        mask = None if visible is None else torch.zeros_like(visible, dtype=x.dtype).masked_fill(~visible, -torch.inf)
+        for layer, context in zip(self.layers, contexts, strict=True):
             if self.checkpoint_activations and torch.is_grad_enabled():  # Chen et al. 2016, arXiv 1604.06174
-                x = checkpoint(layer, x, cos, sin, layer_past, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(layer, x, cos, sin, context, mask, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = layer(x, cos, sin, layer_past)
+                x = layer(x, cos, sin, context, mask)
         if cache is not None:
             cache.lengths += T
         return self.norm(x)

@@ -5,8 +5,10 @@
 Off the reading path, though worth a look; called by train.py [9], whose Config `config` is. What it owes the algorithm:
 a ratio is exactly 1 before the policy moves, and micro-batches change nothing but the order of a sum.
 
-Shapes: B rows, T time, N sampled tokens, C channels.
+Shapes: P prompts, B rows, T time, S keys, N tokens.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from torch import Tensor
 import distributed
 import gspo
 from logprob import token_logps
-from model import Qwen3
+from model import Packed, Qwen3
 from runs import update_metrics
 from sampler import Rollout
 
@@ -33,33 +35,58 @@ def adamw(model: Qwen3, config) -> torch.optim.AdamW:
                              fused=is_cuda or None)  # fmt: skip
 
 
-def plan(lengths: list[int], budget: int) -> list[list[int]]:
-    """Split rows into micro-batches of at most `budget` padded tokens, rows of like length together."""
-    order, batches = sorted(range(len(lengths)), key=lambda i: lengths[i]), []
-    for i in order:
-        if batches and (len(batches[-1]) + 1) * lengths[i] <= budget:
+def plan(groups: list[int], lengths: list[int], budget: int) -> list[list[int]]:
+    """Split rows into micro-batches of at most `budget` padded tokens: groups whole where they fit, like beside like.
+
+    Row i is one of groups[i], whose rows share a prompt, and has lengths[i] tokens, the prompt's included.
+    """
+    longest = {}
+    for group, length in zip(groups, lengths, strict=True):
+        longest[group] = max(length, longest.get(group, 0))
+    batches = []
+    for i in sorted(range(len(lengths)), key=lambda i: (longest[groups[i]], groups[i])):
+        if batches and (len(batches[-1]) + 1) * longest[groups[i]] <= budget:
             batches[-1].append(i)
         else:
             batches.append([i])
     return batches
 
 
+def pack(rows: list[Sequence[int]], prompts: list[int | None], device) -> tuple[Tensor, Packed]:
+    """The ids [1, N] of these rows laid end to end, and how they hang together: row b continues row prompts[b]."""
+    lengths = torch.tensor([len(row) for row in rows], device=device)  # [B]
+    shared = torch.tensor([0 if p is None else len(rows[p]) for p in prompts], device=device)
+    starts = lengths.cumsum(0) - lengths
+    prompt_starts = starts[torch.tensor([p or 0 for p in prompts], device=device)]
+    before, own = (torch.arange(int(most), device=device) for most in (shared.max(), lengths.max()))
+    is_before, is_own = before < shared[:, None], own < lengths[:, None]  # [B, S - T], [B, T]
+    tokens = (starts[:, None] + own) * is_own
+    keys = torch.cat([(prompt_starts[:, None] + before) * is_before, tokens], 1)
+    B, T = tokens.shape
+    visible = torch.cat([is_before[:, None].expand(B, T, -1), (own <= own[:, None]).expand(B, T, T)], 2)[:, None]
+    positions = (shared[:, None] + own)[is_own][None]
+    ids = torch.tensor([[token for row in rows for token in row]], device=device)
+    return ids, Packed(positions, tokens, keys, visible, places=is_own.flatten().nonzero()[:, 0])
+
+
 def policy_logps(model: Qwen3, rollouts: list[Rollout], temperature: float, valid_vocab: int):
     """The model's log-probs of what it sampled: (logps, entropies, sampled), each [B, T] over the ids after the prompt.
 
-    Entries that were not sampled are 0. Hidden states are computed for all tokens, the head only for sampled ones.
+    Entries that were not sampled are 0. A prompt is run once for all rollouts that share it, and nothing is padded
+    outside of attention. Hidden states are computed for all tokens, the head only for sampled ones.
     """
     device = model.embed_tokens.weight.device
+    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(r.prompt_ids for r in rollouts))}
+    P, prompts = len(number), [number[r.prompt_ids] for r in rollouts]
+    ids, packed = pack([*number, *(r.ids for r in rollouts)], [None] * P + prompts, device)
     B, T = len(rollouts), max(len(r.ids) for r in rollouts)
-    rows = [[*r.prompt_ids, *r.ids] for r in rollouts]
-    longest = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
     sampled = torch.tensor([[*r.sampled, *[False] * (T - len(r.ids))] for r in rollouts], device=device)  # [B, T]
-    row, t = sampled.nonzero(as_tuple=True)  # [N] each
-    at = torch.tensor([len(r.prompt_ids) for r in rollouts], device=device)[row] + t
-    hidden = model(ids)[row, at - 1]  # [N, C]: the state before a token predicts it
-    logps, entropy = token_logps(hidden, model.lm_head.weight, ids[row, at], temperature, valid_vocab)
-    place = (row, t)
+    ends = torch.tensor([len(prompt) for prompt in number], device=device).cumsum(0) - 1  # [P]: of each prompt
+    own = packed.rows[P:, :T]  # [B, T]: which of the N tokens
+    predicting = torch.cat([ends[prompts][:, None], own[:, :-1]], 1)  # [B, T]: the one before
+    place = sampled.nonzero(as_tuple=True)  # (row, t) of each sampled token
+    hidden = model(ids, packed=packed)[0, predicting[place]]
+    logps, entropy = token_logps(hidden, model.lm_head.weight, ids[0, own[place]], temperature, valid_vocab)
     return logps.new_zeros(B, T).index_put(place, logps), entropy.new_zeros(B, T).index_put(place, entropy), sampled
 
 
@@ -74,7 +101,8 @@ def split(rollouts: list[Rollout], advantages: Tensor, config) -> list[tuple[lis
         members = range(first, min(first + size, len(rollouts)))
         rows = [i for i in members if advantages[i] != 0]
         lengths = [len(rollouts[i].prompt_ids) + len(rollouts[i].ids) for i in rows]
-        minibatches.append(([[rows[i] for i in batch] for batch in plan(lengths, config.micro_tokens)], len(members)))
+        batches = plan([i // config.group_size for i in rows], lengths, config.micro_tokens)
+        minibatches.append(([[rows[i] for i in batch] for batch in batches], len(members)))
     return minibatches
 
 

@@ -67,7 +67,7 @@ class Config(TrainingOptions):
     clip_low: float = 0.2  # ratios below 1 - clip_low get no further
     clip_high: float = 0.2  # ratios above 1 + clip_high get no further
     minibatches: int = 2  # optimizer steps on each step's rollouts
-    micro_tokens: int = 16384  # padded tokens in one forward
+    micro_tokens: int = 16384  # in one forward: rows times the longest of them, prompt included
     checkpoint_activations: bool = False  # keep each layer's input only, and run it again in the backward
     learning_rate: float = 1e-3  # of AdamW, after the warm-up
     warmup_steps: int = 5  # steps over which the learning rate rises

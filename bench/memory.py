@@ -38,12 +38,17 @@ def shape(name: str) -> Config:
     return Config(151_936, hidden, mlp, layers, heads, 8, 128, tie_word_embeddings=tied)
 
 
+def batch(options: dict) -> forecast.Batch:
+    """The largest micro-batch: full rows."""
+    rows = options["micro_tokens"] // (PROMPT + options["max_new_tokens"])
+    return forecast.Batch(rows, options["group_size"], PROMPT, options["max_new_tokens"])
+
+
 def cell(name: str, ranks: int, gigabytes: int, options: dict) -> str:
     """Predicted GB of the larger phase on each GPU, and whether it fits."""
     sampling = forecast.rollouts(shape(name), options["max_rows"], options["group_size"], PROMPT,
                                  options["max_new_tokens"], options["dtype"], ranks)  # fmt: skip
-    training = forecast.update(shape(name), options["micro_tokens"], options["dtype"],
-                               options["checkpoint_activations"], ranks)  # fmt: skip
+    training = forecast.update(shape(name), batch(options), options["dtype"], options["checkpoint_activations"], ranks)
     phases = {"rollouts": sum(sampling.values()) / 1e9, "update": sum(training.values()) / 1e9}
     largest = max(phases, key=phases.get)
     verdict = "fits" if phases[largest] <= (1 - FREE) * gigabytes else "**does not fit**"
@@ -54,7 +59,7 @@ def table(options: dict) -> str:
     """The Markdown table, a row for each shape."""
     lines = [
         f"{options['max_rows']} rows of {PROMPT} + {options['max_new_tokens']} ids sampled at a time on each GPU; "
-        f"micro-batches of {options['micro_tokens']} tokens; {options['dtype']}; activations "
+        f"micro-batches of {batch(options).rows} such rows, prompts shared; {options['dtype']}; activations "
         f"{'checkpointed' if options['checkpoint_activations'] else 'kept'}; all predicted, none measured.",
         "",
         "| Qwen3 | " + " | ".join(MACHINES) + " |",
@@ -65,18 +70,17 @@ def table(options: dict) -> str:
     return "\n".join(lines)
 
 
-def measure_update(config: Config, options: dict, tokens: int) -> tuple[int, int]:
-    """(`max_memory_allocated`, prediction) in bytes of an update with two micro-batches of `tokens` tokens on a GPU."""
+def measure_update(config: Config, options: dict) -> tuple[int, int]:
+    """(`max_memory_allocated`, prediction) in bytes of an update with two of the largest micro-batches on a GPU."""
     device = distributed.start("cuda", options["dtype"])
     torch.manual_seed(0)
     with torch.device(device):
         model = Qwen3(config)
     model.checkpoint_activations = options["checkpoint_activations"]
     model = distributed.shard(model, getattr(torch, options["dtype"]))
-    prompt, new = PROMPT, options["max_new_tokens"]
-    rows = tokens // (prompt + new)
+    rows, new, tokens = batch(options).rows, options["max_new_tokens"], options["micro_tokens"]
     task = Task("t", "en", "high", "trained", "math", "?", (), "1")
-    answer = Rollout(task, (1,) * prompt, (1,) * new, (True,) * new, (0.0,) * new, (), "length")
+    answer = Rollout(task, (1,) * PROMPT, (1,) * new, (True,) * new, (0.0,) * new, (), "length")
     advantages = torch.tensor([1.0, -1.0] * rows)
     setting = train.Config(prompts=1, group_size=2 * rows, minibatches=1, micro_tokens=tokens)
     optimizer = optimize.adamw(model, setting)
@@ -84,7 +88,7 @@ def measure_update(config: Config, options: dict, tokens: int) -> tuple[int, int
         if is_warm:
             torch.cuda.reset_peak_memory_stats()
         optimize.update(model, optimizer, [answer] * 2 * rows, advantages, setting, config.vocab_size)
-    predicted = forecast.update(config, rows * (prompt + new), options["dtype"], options["checkpoint_activations"], 1)
+    predicted = forecast.update(config, batch(options), options["dtype"], options["checkpoint_activations"], 1)
     return torch.cuda.max_memory_allocated(), sum(predicted.values())
 
 
@@ -98,7 +102,7 @@ def main() -> None:
         parser.error("--measure: torch finds no GPU here")
     if measured:
         with distributed.together():
-            peak, predicted = measure_update(shape(measured), options, options["micro_tokens"])
+            peak, predicted = measure_update(shape(measured), options)
         print(f"\n{measured}, update, {torch.cuda.get_device_name()}: **measured {peak / 1e9:.1f} GB**, "
               f"predicted {predicted / 1e9:.1f} GB")  # fmt: skip
 

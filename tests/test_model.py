@@ -226,6 +226,21 @@ def test_a_token_does_not_see_later_ones(qwen):
     assert not torch.equal(qwen(ids)[:, -1], qwen(changed)[:, -1])
 
 
+def test_heads_that_share_keys_attend_as_if_each_had_its_own():
+    """Catches keys that are dealt to the wrong heads, and shapes that only fit where a kernel shares them."""
+    rng = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 5, heads, 8, generator=rng, dtype=torch.float64) for heads in (6, 2, 2))
+    mask = torch.zeros(2, 1, 5, 5, dtype=torch.float64).masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf)
+    for given in (None, mask):
+        found = model.attend(q, k, v, given)
+        for head in range(6):
+            scores = torch.einsum("btd,bsd->bts", q[:, :, head], k[:, :, head // 3]) / 8**0.5 + mask[:, 0]
+            expected = scores.softmax(-1) @ v[:, :, head // 3]
+            assert (found[:, :, head] - expected).abs().max() < 1e-12
+        elsewhere = [None if tensor is None else tensor.to("meta") for tensor in (q, k, v, given)]
+        assert model.attend(*elsewhere).shape == found.shape
+
+
 @torch.no_grad()
 def test_positions_can_be_given(qwen):
     """Would catch an explicit position that is ignored: the same tokens written out of order must be the same past."""
@@ -320,8 +335,8 @@ def test_far_positions_keep_their_angle(dtype):
     for t, position in enumerate(positions[0].tolist()):
         for i in range(size // 2):
             angle = position * theta ** (-2 * i / size)
-            assert cos[0, 0, t, i].item() == pytest.approx(math.cos(angle), abs=turns)
-            assert sin[0, 0, t, i].item() == pytest.approx(math.sin(angle), abs=turns)
+            assert cos[0, t, 0, i].item() == pytest.approx(math.cos(angle), abs=turns)
+            assert sin[0, t, 0, i].item() == pytest.approx(math.sin(angle), abs=turns)
 
 
 # --- files that do not fit --------------------------------------------------------------------------------------

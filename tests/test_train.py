@@ -1,8 +1,10 @@
 """train.py: the update's invariants on hand-made rollouts, and whole runs in processes of their own."""
 
+import itertools
 import json
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -21,7 +23,7 @@ import optimize
 import train
 from data import load_tokenizer
 from runs import policy_directory
-from sampler import rollout
+from sampler import Rollout, rollout
 from tiny.world import LexiconTranslator, render
 from tools import Call, TranslationError
 from translators import BudgetSpent
@@ -124,6 +126,44 @@ def test_sampler_and_trainer_agree_on_every_log_prob(tokenizer, temperature):
         difference = logps[row, : len(r.ids)] - torch.tensor(r.logps)
         assert difference[sampled[row, : len(r.ids)]].abs().max().item() < 1e-4
     assert (entropy[sampled] >= 0).all() and (entropy <= math.log(tokenizer.size) + 1e-5).all()
+
+
+ragged = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9)), min_size=1, max_size=6)
+
+
+@given(ragged, st.lists(st.integers(1, 7), min_size=3, max_size=3))
+def test_sharing_a_prompt_changes_no_log_prob_and_no_gradient(rows, prompt_lengths):
+    """Catches a row that sees another's tokens, or its prompt's at other positions; a gradient that a prompt does not
+    get from all its rows; and rows longer or shorter than every prompt."""
+    rng, rollouts = random.Random(0), []
+    prompts = [tuple(rng.choices(range(400), k=length)) for length in prompt_lengths]
+    for prompt, length in rows:
+        ids, sampled = rng.choices(range(400), k=length), [True, *rng.choices([True, False], k=length - 1)]
+        rollouts.append(Rollout(TASKS[0], prompts[prompt], tuple(ids), tuple(sampled), (0.0,) * length, (), "end"))
+    model = policy(torch.float64)
+    logps, _, sampled = optimize.policy_logps(model, rollouts, 1.0, 400)
+    weight = torch.rand(logps.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    (logps * weight).sum().backward()
+    shared = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    for row, r in enumerate(rollouts):
+        first = len(r.prompt_ids)
+        scores = model.logits(model(torch.tensor([[*r.prompt_ids, *r.ids]])))[0, first - 1 : -1, :400].log_softmax(-1)
+        alone = scores[torch.arange(len(r.ids)), list(r.ids)] * torch.tensor(r.sampled)
+        assert (alone - logps[row, : len(r.ids)]).abs().max() < 1e-12
+        (alone * weight[row, : len(r.ids)]).sum().backward()
+    assert distance(shared, {name: parameter.grad for name, parameter in model.named_parameters()}) < 1e-10
+
+
+def test_a_prompt_is_run_once_and_no_padding_is(batch):
+    """Catches a forward that pads its rows, or runs the prompt again for each of them."""
+    rollouts, _ = batch
+    model, counts = policy(), []
+    model.layers[0].mlp.register_forward_hook(lambda module, inputs, output: counts.append(output.shape[:2].numel()))
+    optimize.policy_logps(model, rollouts, 1.0, 400)
+    prompts = {r.prompt_ids for r in rollouts}
+    assert len(prompts) < len(rollouts)
+    assert counts == [sum(map(len, prompts)) + sum(len(r.ids) for r in rollouts)]
 
 
 def test_the_mismatch_of_the_sampler_is_logged(tokenizer):
@@ -233,13 +273,16 @@ def test_minibatches_are_whole_groups_and_hold_every_signal_once(batch, seen, mi
     assert all(rows == list(range(rows[0], rows[0] + len(rows))) for rows in found)
 
 
-@given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 200))
-def test_a_plan_holds_every_row_once_within_the_budget(lengths, budget):
-    """Catches rows that are lost at a boundary, and padding that is not counted; a long row may stand alone."""
-    batches = optimize.plan(lengths, budget)
-    assert sorted(i for rows in batches for i in rows) == list(range(len(lengths)))
-    for rows in batches:
-        assert len(rows) == 1 or len(rows) * max(lengths[i] for i in rows) <= budget
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 60)), max_size=40), st.integers(1, 200))
+def test_a_plan_holds_every_row_once_within_the_budget(rows, budget):
+    """Catches rows that are lost at a boundary, padding that is not counted, and groups torn apart that would fit."""
+    groups, lengths = [group for group, _ in rows], [length for _, length in rows]
+    batches = optimize.plan(groups, lengths, budget)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(rows)))
+    for batch in batches:  # a long row may stand alone
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
+    order = [groups[i] for batch in batches for i in batch]
+    assert sum(a != b for a, b in itertools.pairwise(order)) == max(len(set(groups)) - 1, 0)
 
 
 # --- a step -----------------------------------------------------------------------------------------------------
