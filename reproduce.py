@@ -55,7 +55,7 @@ class ReproduceOptions:
     """Options of reproduce.py."""
 
     seeds: int = 3  # seeds of the main table and of the cost-conditioned policy; the ablations have one
-    quick: bool = False  # one seed, one cost weight, 3/4 of the steps, 400 test items, no ablations
+    quick: bool = False  # one seed, one cost weight, half of the steps, 400 test items, no ablations
     only: tuple[str, ...] = ()  # an experiment (main, ablations, price) or the name of a run; may be repeated
     jobs: int = 2  # runs at a time
     tables: bool = False  # run nothing, make tables and figures from the results there are
@@ -78,7 +78,7 @@ class ReproduceOptions:
     def config(self, job: Job | None = None, seed: int = 0) -> Config:
         """The full configuration of a run; without a job that of the defaults. Exits with an error for bad options."""
         config = parsed(f"{self.train} {job.options if job else ''} --seed {seed}")
-        return replace(config, steps=max(1, config.steps * 3 // 4)) if self.quick else config
+        return replace(config, steps=max(1, config.steps // 2)) if self.quick else config
 
 
 @functools.cache

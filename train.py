@@ -55,7 +55,7 @@ class Config(TrainingOptions):
     resume: bool = False  # go on with the run in --out
     lang_tier: Literal["high", "low", "xlow", "all"] = "all"  # languages to train on
     steps: int = 140  # training steps
-    prompts: int = 32  # tasks a step
+    prompts: int = 64  # tasks a step
     group_size: int = 8  # rollouts of each task
     gate: Literal["native", "group", "probe", "always", "never"] = "native"  # where a call is charged
     threshold: float = 0.95  # confidence from which the gate is open (tau)

@@ -14,6 +14,7 @@ from train import Config
 FREELY = ("test/free",)
 ROUTED = ("test/forbidden", "test/forced", "validation/forbidden", "validation/forced")  # what routers choose from
 EVERYTHING = (*FREELY, *ROUTED, "languages/free", "languages/forbidden")
+SMALL_BATCH = "--prompts 32"  # of the ablations: half the time, for differences that are larger than what it costs
 PRICES = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8)  # at which the cost-conditioned policy is asked
 
 
@@ -61,8 +62,9 @@ def all_jobs(default: Config, quick: bool = False, bases: tuple[str, ...] = ()) 
     for study, settings in ablations(default, bases).items():
         for setting in settings:
             words = setting.removeprefix("base")
-            name = re.sub(r"[^\w.]+", "-", setting).strip("-")
-            jobs.append(Job(name, "ablations", words.strip(), trains=words == setting, study=study))
+            trains, name = words == setting, re.sub(r"[^\w.]+", "-", setting).strip("-")
+            batch = f"{SMALL_BATCH} " if trains and "--prompts" not in words else ""
+            jobs.append(Job(name, "ablations", batch + words.strip(), trains=trains, study=study))
     return jobs
 
 
@@ -73,7 +75,6 @@ def ablations(default: Config, bases: tuple[str, ...]) -> dict[str, list[str]]:
     by_gspo = "--advantage-scale group --ratio sequence"
     objectives = ("--advantage-scale none --ratio token", "--advantage-scale group --ratio token", by_gspo)
     charged = [f"{p} --cost-weight {weight}" for weight in (0.2, 0.8) for p in (plain, f"--gate {default.gate}")]
-    rollouts = default.prompts * default.group_size  # a step, the same for every group size
     return {
         "advantage scale and ratio": [f"--advantage-scale {s} --ratio {r}" for s in SCALES for r in RATIOS],
         "estimator, with GSPO's scale and ratio": [f"--gate {estimator} {by_gspo}" for estimator in ESTIMATORS],
@@ -84,7 +85,8 @@ def ablations(default: Config, bases: tuple[str, ...]) -> dict[str, list[str]]:
             f"{policy} {objective}" for objective in objectives for policy in ("--gate never --cost-weight 0", *charged)
         ],
         "steps": [f"--steps {default.steps * factor // 2}" for factor in (1, 2, 4)],
-        "group size": [f"--group-size {size} --prompts {rollouts // size}" for size in (4, 8, 16)],
+        "group size": [f"--group-size {size} --prompts {256 // size}" for size in (4, 8, 16)],  # 256 rollouts
+        "prompts a step": [f"--prompts {prompts}" for prompts in (32, default.prompts)],
         "tool noise": [f"{policy} --tool-noise {noise:g}" for noise in (0, 0.02, 0.1) for policy in policies],
         "tool rate of the base": [f"{policy} --model {model}" for model in bases for policy in policies],
     }
