@@ -14,7 +14,7 @@ from train import Config
 FREELY = ("test/free",)
 ROUTED = ("test/forbidden", "test/forced", "validation/forbidden", "validation/forced")  # what routers choose from
 EVERYTHING = (*FREELY, *ROUTED, "languages/free", "languages/forbidden")
-SMALL_BATCH = "--prompts 32"  # of the ablations: half the time, for differences that are larger than what it costs
+SMALL_BATCH = "--prompts 32"  # of the ablations and of "priced": half the time, for differences larger than its price
 PRICES = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8)  # at which the cost-conditioned policy is asked
 
 
@@ -58,7 +58,7 @@ def all_jobs(default: Config, quick: bool = False, bases: tuple[str, ...] = ()) 
     if quick:
         return jobs
     asked = tuple(f"test/free/{price:g}" for price in PRICES)
-    jobs.append(Job("priced", "price", f"--model tiny/priced --max-price {PRICES[-1]:g}", asked))
+    jobs.append(Job("priced", "price", f"{SMALL_BATCH} --model tiny/priced --max-price {PRICES[-1]:g}", asked))
     for study, settings in ablations(default, bases).items():
         for setting in settings:
             words = setting.removeprefix("base")
@@ -81,6 +81,8 @@ def ablations(default: Config, bases: tuple[str, ...]) -> dict[str, list[str]]:
         "gate and penalty": [f"--gate {g} --penalty {p}" for g in (default.gate, "always") for p in PENALTIES],
         "threshold": [f"--threshold {threshold:g}" for threshold in (0.5, 0.75, 0.95, 1)],
         "cost weight": [f"--cost-weight {weight:g}" for weight in (0.05, 0.1, 0.2, 0.4, 0.8)],
+        "cost weight, plain cost": [f"{plain} --cost-weight {weight:g}" for weight in (0.1, 0.2, 0.4)],
+        "estimator": [f"--gate {estimator}" for estimator in ESTIMATORS],
         "does the plain cost over-suppress": [
             f"{policy} {objective}" for objective in objectives for policy in ("--gate never --cost-weight 0", *charged)
         ],
