@@ -42,6 +42,11 @@ class Batch:
     prompt: int
     new: int
 
+    @classmethod
+    def largest(cls, micro_tokens: int, group: int, prompt: int, new: int) -> "Batch":
+        """As many full rows as fit into `--micro-tokens`; one row is run even if it does not."""
+        return cls(max(1, micro_tokens // (prompt + new)), group, prompt, new)
+
     @property
     def prompts(self) -> int:
         return -(-self.rows // self.group)
@@ -168,8 +173,7 @@ def dry_run(config) -> str:
     draw_tasks = training_tasks(config, config.tiers, config.seed)
     longest = max(len(config.chat.prompt(task, tokenizer)) for task in draw_tasks(0, config.prompts))
     count = config.prompts * config.group_size
-    lines, length = [], longest + config.max_new_tokens
-    batch = Batch(max(1, config.micro_tokens // length), config.group_size, longest, config.max_new_tokens)
+    lines, batch = [], Batch.largest(config.micro_tokens, config.group_size, longest, config.max_new_tokens)
     for ranks in (1, 8):
         rows = min(config.max_rows, -(-config.prompts // ranks) * config.group_size)
         sampling = rollouts(shape, rows, config.group_size, longest, config.max_new_tokens, config.dtype, ranks)

@@ -39,9 +39,8 @@ def shape(name: str) -> Config:
 
 
 def batch(options: dict) -> forecast.Batch:
-    """The largest micro-batch: full rows."""
-    rows = options["micro_tokens"] // (PROMPT + options["max_new_tokens"])
-    return forecast.Batch(rows, options["group_size"], PROMPT, options["max_new_tokens"])
+    """The largest micro-batch."""
+    return forecast.Batch.largest(options["micro_tokens"], options["group_size"], PROMPT, options["max_new_tokens"])
 
 
 def cell(name: str, ranks: int, gigabytes: int, options: dict) -> str:

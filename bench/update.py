@@ -3,7 +3,7 @@
     python -m bench.update
 
 The rollouts are one step's of the shipped base model, all of them scored. Both forms run in turns, forward and backward
-over the whole step, and must give the same log-probs and gradients.
+over the whole step, and must give the same log-probs and the same gradient of a weight of the first layer.
 """
 
 import argparse
