@@ -19,7 +19,6 @@ import json
 import os
 import re
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +27,7 @@ from typing import ClassVar
 
 from data import LANGUAGES, Task, is_text, read_rows
 from fidelity.checks import RoundTrip, Verdict, verify
+from fidelity.journal import Journal
 from fidelity.protect import KINDS, Lost, cut, is_plain, protect, restore
 from fidelity.report import Outcome, page, report
 from options import Options, clear_errors, open_translator, parse, require
@@ -130,49 +130,7 @@ def _grouped(service, groups, source, target, kinds, marked=False) -> list:
     return [next((answer for answer in result if isinstance(answer, Exception)), result) for result in results]
 
 
-# --- the journal ------------------------------------------------------------------------------------------------
-
-
-class Journal:
-    """Finished round trips, one a line, on disk as soon as they are there. The first line says how they were made."""
-
-    def __init__(self, path: Path, head: dict):
-        """Read what is there; a half-written last line is dropped. ValueError if it was made in another way."""
-        head, self.done, self._lock = json.loads(json.dumps(head)), {}, threading.Lock()
-        content = path.read_bytes() if path.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        try:
-            lines = [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
-        except ValueError as error:
-            raise ValueError(f"{path}: not a journal ({error})") from None
-        if lines and lines[0] != head:
-            raise ValueError(f"{path} was made with {lines[0]}, not with {head}: remove it, or name another --output")
-        self._file = open(path, "ab")
-        self._file.truncate(len(whole))
-        if not lines:
-            self._append([head])
-        for line in lines[1:]:
-            self._remember(line)
-
-    def add(self, lines: list[dict]) -> None:
-        """Keep what is final; what the engine failed on may succeed another time."""
-        with self._lock:
-            for line in lines:
-                self._remember(line)
-            self._append([line for line in lines if "error" not in line])
-
-    def find(self, task: Task, language: str) -> dict | None:
-        """The line of this task, unless it is of another text with this id."""
-        line = self.done.get((task.id, language))
-        return line if line and line["source"] == [task.question, *task.choices] else None
-
-    def _remember(self, line: dict) -> None:
-        self.done[line["id"], line["language"]] = line
-
-    def _append(self, lines: list[dict]) -> None:
-        self._file.write("".join(json.dumps(line, ensure_ascii=True) + "\n" for line in lines).encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+# --- the work ---------------------------------------------------------------------------------------------------
 
 
 def fill(journal: Journal, service: Service, tasks: list[Task], ways: dict[str, bool], kinds: list[str],

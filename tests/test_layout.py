@@ -19,7 +19,7 @@ import tools
 ROOT = Path(__file__).resolve().parent.parent
 READING_ORDER = """
     data model tools engines translators sampler reward logprob gspo guard options distributed runs optimize forecast
-    eval train fidelity.checks fidelity.report fidelity.protect translate_tasks
+    eval train fidelity.checks fidelity.report fidelity.protect fidelity.journal translate_tasks
     paper.experiments paper.measures paper.outcomes paper.comparisons paper.tables paper.figures reproduce
 """.split()
 STAGES = {"data": 1, "model": 2, "tools": 3, "sampler": 4, "reward": 5, "logprob": 6, "gspo": 7, "eval": 8, "train": 9}
