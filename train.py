@@ -60,7 +60,7 @@ class Config(TrainingOptions):
     gate: Literal["native", "group", "probe", "always", "never"] = "native"  # where a call is charged
     threshold: float = 0.95  # confidence from which the gate is open (tau)
     penalty: Literal["multiply", "subtract"] = "multiply"  # form of the charge
-    cost_weight: float = 0.2  # what a call of mean length takes off a right answer (lambda), where a task has no price
+    cost_weight: float = 0.25  # what a call of mean length takes off a right answer (lambda), where a task has no price
     probe_rollouts: int = 4  # extra tool-free rollouts of each task, for --gate probe
     advantage_scale: Literal["group", "batch", "none"] = "none"  # what advantages are divided by
     ratio: Literal["sequence", "token"] = "token"  # importance ratio and weight: GSPO's a rollout, or GRPO's a token

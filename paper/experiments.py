@@ -14,7 +14,7 @@ from train import Config
 FREELY = ("test/free",)
 ROUTED = ("test/forbidden", "test/forced", "validation/forbidden", "validation/forced")  # what routers choose from
 EVERYTHING = (*FREELY, *ROUTED, "languages/free", "languages/forbidden")
-SMALL_BATCH = "--prompts 32"  # of the ablations and of "priced": half the time, for differences larger than its price
+SMALL = {"--prompts": 32, "--cost-weight": 0.2}  # of the ablations and of "priced": half the time of the main runs
 PRICES = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8)  # at which the cost-conditioned policy is asked
 
 
@@ -58,14 +58,19 @@ def all_jobs(default: Config, quick: bool = False, bases: tuple[str, ...] = ()) 
     if quick:
         return jobs
     asked = tuple(f"test/free/{price:g}" for price in PRICES)
-    jobs.append(Job("priced", "price", f"{SMALL_BATCH} --model tiny/priced --max-price {PRICES[-1]:g}", asked))
+    jobs.append(Job("priced", "price", small(f"--model tiny/priced --max-price {PRICES[-1]:g}"), asked))
     for study, settings in ablations(default, bases).items():
         for setting in settings:
             words = setting.removeprefix("base")
             trains, name = words == setting, re.sub(r"[^\w.]+", "-", setting).strip("-")
-            batch = f"{SMALL_BATCH} " if trains and "--prompts" not in words else ""
-            jobs.append(Job(name, "ablations", batch + words.strip(), trains=trains, study=study))
+            words = small(words) if trains else words.strip()
+            jobs.append(Job(name, "ablations", words, trains=trains, study=study))
     return jobs
+
+
+def small(words: str) -> str:
+    """These options after those of a small run, as far as they do not say otherwise."""
+    return " ".join([f"{option} {value}" for option, value in SMALL.items() if option not in words] + words.split())
 
 
 def ablations(default: Config, bases: tuple[str, ...]) -> dict[str, list[str]]:
@@ -88,7 +93,7 @@ def ablations(default: Config, bases: tuple[str, ...]) -> dict[str, list[str]]:
         ],
         "steps": [f"--steps {default.steps * factor // 2}" for factor in (1, 2, 4)],
         "group size": [f"--group-size {size} --prompts {256 // size}" for size in (4, 8, 16)],  # 256 rollouts
-        "prompts a step": [f"--prompts {prompts}" for prompts in (32, default.prompts)],
+        "prompts a step": [f"--prompts {prompts}" for prompts in (SMALL["--prompts"], default.prompts)],
         "tool noise": [f"{policy} --tool-noise {noise:g}" for noise in (0, 0.02, 0.1) for policy in policies],
         "tool rate of the base": [f"{policy} --model {model}" for model in bases for policy in policies],
     }
