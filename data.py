@@ -250,11 +250,13 @@ def encode_prompt(task: Task, tokenizer: Tokenizer, system: str | None = None, t
 
     `think=False` closes the thinking with an empty think block, as Qwen3's template does; `think=True` leaves the
     turn open. `tools` puts the schema of the translate tool into the system turn. A task with a price has it stated at
-    the end of the instructions; it is no part of the user message, so it is never translated.
+    the end of the instructions, "price 0.3 $$$": a small model counts signs before it reads digits. It is no part of
+    the user message, so it is never translated.
     """
     pieces = []
     if task.price is not None:
-        system = "\n\n".join(filter(None, (system, f"price {task.price:g}")))
+        stated = f"price {task.price:g} {'$' * round(10 * task.price)}".rstrip()
+        system = "\n\n".join(filter(None, (system, stated)))
     if tools:
         intro = f"{system}\n\n" if system else ""
         pieces += [IM_START, "system\n" + intro + TOOLS_INTRO + "\n" + json.dumps(TOOL_SCHEMA, ensure_ascii=False)]

@@ -14,7 +14,8 @@ from train import Config
 FREELY = ("test/free",)
 ROUTED = ("test/forbidden", "test/forced", "validation/forbidden", "validation/forced")  # what routers choose from
 EVERYTHING = (*FREELY, *ROUTED, "languages/free", "languages/forbidden")
-SMALL = {"--prompts": 32, "--cost-weight": 0.2}  # of the ablations and of "priced": half the time of the main runs
+SMALL = {"--prompts": 32, "--cost-weight": 0.2}  # of the ablations: half the time of the main runs
+PLAIN = "--gate always --penalty subtract"  # the cost of the literature
 PRICES = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8)  # at which the cost-conditioned policy is asked
 
 
@@ -52,13 +53,14 @@ def all_jobs(default: Config, quick: bool = False, bases: tuple[str, ...] = ()) 
         for weight in weights(default, quick):
             for gate in gates:
                 name = f"{gate}-{weight:g}"
-                words = "--gate always --penalty subtract" if gate == "plain" else f"--gate {gate}"
+                words = PLAIN if gate == "plain" else f"--gate {gate}"
                 evaluations = EVERYTHING if name == headline(default) else FREELY
                 jobs.append(Job(name, "main", f"{words} --cost-weight {weight:g}", evaluations))
     if quick:
         return jobs
     asked = tuple(f"test/free/{price:g}" for price in PRICES)
-    jobs.append(Job("priced", "price", small(f"--model tiny/priced --max-price {PRICES[-1]:g}"), asked))
+    # every call at the price that is told: where most calls are free, as with the gate, there is little to follow
+    jobs.append(Job("priced", "price", f"--model tiny/priced --max-price {PRICES[-1]:g} {PLAIN}", asked))
     for study, settings in ablations(default, bases).items():
         for setting in settings:
             words = setting.removeprefix("base")
@@ -75,18 +77,17 @@ def small(words: str) -> str:
 
 def ablations(default: Config, bases: tuple[str, ...]) -> dict[str, list[str]]:
     """study -> options of each of its runs; "base ..." is the base model without training, under these options."""
-    plain = "--gate always --penalty subtract"
-    policies = ("base", "", plain)
+    policies = ("base", "", PLAIN)
     by_gspo = "--advantage-scale group --ratio sequence"
     objectives = ("--advantage-scale none --ratio token", "--advantage-scale group --ratio token", by_gspo)
-    charged = [f"{p} --cost-weight {weight}" for weight in (0.2, 0.8) for p in (plain, f"--gate {default.gate}")]
+    charged = [f"{p} --cost-weight {weight}" for weight in (0.2, 0.8) for p in (PLAIN, f"--gate {default.gate}")]
     return {
         "advantage scale and ratio": [f"--advantage-scale {s} --ratio {r}" for s in SCALES for r in RATIOS],
         "estimator, with GSPO's scale and ratio": [f"--gate {estimator} {by_gspo}" for estimator in ESTIMATORS],
         "gate and penalty": [f"--gate {g} --penalty {p}" for g in (default.gate, "always") for p in PENALTIES],
         "threshold": [f"--threshold {threshold:g}" for threshold in (0.5, 0.75, 0.95, 1)],
         "cost weight": [f"--cost-weight {weight:g}" for weight in (0.05, 0.1, 0.2, 0.4, 0.8)],
-        "cost weight, plain cost": [f"{plain} --cost-weight {weight:g}" for weight in (0.1, 0.2, 0.4)],
+        "cost weight, plain cost": [f"{PLAIN} --cost-weight {weight:g}" for weight in (0.1, 0.2, 0.4)],
         "estimator": [f"--gate {estimator}" for estimator in ESTIMATORS],
         "does the plain cost over-suppress": [
             f"{policy} {objective}" for objective in objectives for policy in ("--gate never --cost-weight 0", *charged)

@@ -83,9 +83,11 @@ def test_a_price_is_stated_in_the_system_turn_alone(tokenizer):
     priced = replace(task, price=0.3)
     without, stated = (data.encode_prompt(t, tokenizer, think=True, tools=False) for t in (task, priced))
     assert stated[-len(without) :] == without
-    assert tokenizer.decode(stated[: -len(without)]) == "<|im_start|>system\nprice 0.3<|im_end|>\n"
+    assert tokenizer.decode(stated[: -len(without)]) == "<|im_start|>system\nprice 0.3 $$$<|im_end|>\n"
     with_words = tokenizer.decode(data.encode_prompt(priced, tokenizer, "Be brief.", think=True, tools=False))
-    assert with_words.startswith("<|im_start|>system\nBe brief.\n\nprice 0.3<|im_end|>")
+    assert with_words.startswith("<|im_start|>system\nBe brief.\n\nprice 0.3 $$$<|im_end|>")
+    free = tokenizer.decode(data.encode_prompt(replace(task, price=0.0), tokenizer, think=True, tools=False))
+    assert free.startswith("<|im_start|>system\nprice 0<|im_end|>")
     assert data.user_message(priced) == data.user_message(task)
 
 
