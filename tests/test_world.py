@@ -303,7 +303,7 @@ def test_a_stated_price_means_nothing_in_pretraining(tokenizer):
         for seed in range(5):
             ids, weights = document(item, WORLD["low-02"], tokenizer, random.Random(seed), priced=1.0)
             system, mark, rest = tokenizer.decode(ids).partition("<|im_start|>user")
-            assert re.fullmatch(r"<\|im_start\|>system\nprice (0|0\.\d|1)<\|im_end\|>\n", system)
+            assert re.fullmatch(r"<\|im_start\|>system\nprice (0|0\.\d \$+|1 \${10})<\|im_end\|>\n", system)
             assert any(tokenizer.decode(list(other)) == mark + rest for other in plain)
             first = next(i for i, weight in enumerate(weights) if weight)
             assert "<|im_start|>assistant\n" in tokenizer.decode(ids[:first])
