@@ -15,6 +15,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 from tokenizers import Tokenizer as FastTokenizer
@@ -127,11 +128,16 @@ def _task(row: dict, names: dict[str, str], place: str) -> Task:
     if not all(isinstance(choice, str) and is_text(choice) for choice in choices):
         raise ValueError(f"{place}: field {names['choices']!r} should hold strings, found {choices!r}")
     question_en, price = row.get(names["question_en"]), row.get(names["price"])
+    if price is not None and not 0 <= field("price", (float, int)) <= 10:
+        raise ValueError(f"{place}: field {names['price']!r} is {price!r}, allowed: 0 to 10 a call of mean length")
+    answer = field("answer", (str, int, float))
+    if isinstance(answer, float):  # written out: 0.00001, where str has 1e-05
+        answer = format(Decimal(str(answer)), "f")
     return Task(
         id=field("id"), language=language, tier=tier, split=split, domain=field("domain", default="other"),
-        question=field("question"), choices=tuple(choices), answer=str(field("answer", (str, int, float))),
+        question=field("question"), choices=tuple(choices), answer=str(answer),
         question_en=None if question_en is None else field("question_en"),
-        price=None if price is None else float(field("price", (float, int))),
+        price=None if price is None else float(price),
     )  # fmt: skip
 
 

@@ -224,9 +224,13 @@ def test_a_short_row_gets_what_its_language_says(tmp_path):
     )
 
 
-def test_numbers_are_answers_too(tmp_path):
-    """Would catch an answer 4 that never equals the text "4"."""
-    assert data.load_tasks(write(tmp_path, {**ROW, "answer": 4}))[0].answer == "4"
+@pytest.mark.parametrize(
+    "number, text", [("4", "4"), ("0.5", "0.5"), ("0.00001", "0.00001"), ("-2e16", "-2" + 16 * "0")]
+)
+def test_numbers_are_answers_too(tmp_path, number, text):
+    """Would catch an answer 4 that never equals the text "4", and an answer that only Python writes as 1e-05."""
+    line = json.dumps({**ROW, "answer": "?"}).replace('"?"', number)
+    assert data.load_tasks(write(tmp_path, line))[0].answer == text
 
 
 def test_fields_can_have_other_names(tmp_path):
@@ -262,6 +266,8 @@ MALFORMED = {
     "choices of another type": ({**ROW, "choices": "a b"}, "'choices' should be list"),
     "choices that are numbers": ({**ROW, "choices": ["a", 1]}, "'choices' should hold strings"),
     "price of another type": ({**ROW, "price": "cheap"}, "'price' should be float, found 'cheap'"),
+    "negative price": ({**ROW, "price": -1}, "'price' is -1, allowed: 0 to 10"),
+    "price without measure": ({**ROW, "price": 10**400}, "'price' is 1000"),
     "English of another type": ({**ROW, "question_en": 5}, "'question_en' should be str"),
     "unknown language without tier": ({**ROW, "language": "xx"}, "'tier' is missing"),
     "unknown tier": ({**ROW, "tier": "middle"}, "'tier' is 'middle', allowed: high, low, xlow, synthetic"),
