@@ -74,7 +74,7 @@ class Run:
                 os.replace(partial, log)
 
     def log(self, name: str, row: dict) -> None:
-        """Append one line to a log, and have it on disk."""
+        """Append one line to a log and hand it to the system: a line outlives this process, not a power cut."""
         with open(self.path / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -161,7 +161,7 @@ def write_json(path: Path, value) -> None:
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a log, a half-written last one included. (str.splitlines also splits at U+2028 and U+0085.)"""
-    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    return path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
 
 
 def _before(line: str, step: int) -> bool:

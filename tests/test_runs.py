@@ -201,8 +201,8 @@ def test_logs_are_cut_to_the_checkpoint_and_lose_a_half_written_line(tmp_path):
             run.log(name, {"step": step, "text": "…"})
         if step == 2:
             run.save_checkpoint(model, optimizer, random_directory(), {"step": 2})
-    with open(run.path / "metrics.jsonl", "a") as file:
-        file.write('{"step": 4, "accu')
+    with open(run.path / "metrics.jsonl", "ab") as file:
+        file.write('{"step": 4, "accu…'.encode()[:-1])  # in the middle of a character
     begin(tmp_path / "run", resume=True)
     for name in ("metrics.jsonl", "rollouts.jsonl", "timings.jsonl"):
         rows = [json.loads(line) for line in (run.path / name).read_text().split("\n")[:-1]]
