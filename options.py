@@ -10,10 +10,12 @@ import contextlib
 import dataclasses
 import hashlib
 import inspect
+import itertools
 import math
 import random
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -257,18 +259,21 @@ def training_tasks(options: TrainingOptions, tiers: list[str], seed: int):
 
 def evaluation_tasks(options: Options, part: str, count: int, max_price: float = 0.0) -> dict[str, list[Task]]:
     """`count` tasks of each group of languages, "validation" or "test": the tiers' trained languages, the held-out
-    ones and the synthetic ones. In the embedded world all groups render the same items; a file's tasks are as they are.
-    With `max_price`, each task states a price.
+    ones and the synthetic ones. In the embedded world all groups render the same items; of a file, each group takes the
+    first tasks of its languages in turn. With `max_price`, each task states a price.
     """
     if options.data == "tiny":
         groups = {tier: world.languages(tier, "trained") for tier in ("high", "low", "xlow")}
-        groups |= {"held-out": _spread(world.languages(split="held-out")), "synthetic": world.languages("synthetic")}
+        held_out = [world.languages(tier, "held-out") for tier in ("high", "low", "xlow")]
+        groups |= {"held-out": _in_turn(held_out), "synthetic": world.languages("synthetic")}
         found = {name: world.tasks(part, codes, count, "evaluation") for name, codes in groups.items()}
     else:
-        found = {}
+        languages = {}  # group -> language -> tasks
         for task in _file(options):
             if _part(task) == part:
-                found.setdefault(task.tier if task.split == "trained" else task.split, []).append(task)
+                group = languages.setdefault(task.tier if task.split == "trained" else task.split, {})
+                group.setdefault(task.language, []).append(task)
+        found = {name: _in_turn(group.values()) for name, group in languages.items()}
     return {name: with_prices(tasks[:count], max_price, name) for name, tasks in found.items()}
 
 
@@ -281,10 +286,9 @@ def with_prices(tasks: list[Task], highest: float, key) -> list[Task]:
     return [dataclasses.replace(task, price=rng.randint(0, round(10 * highest)) / 10) for task in tasks]
 
 
-def _spread(codes: list[str]) -> list[str]:
-    """One language of each tier in turn, so that a prefix holds all tiers."""
-    tiers = [[code for code in codes if code.startswith(tier + "-")] for tier in ("high", "low", "xlow")]
-    return [code for row in zip(*tiers, strict=True) for code in row]
+def _in_turn(lists: Iterable[list]) -> list:
+    """The first of each list, then the second of each, and so on: the beginning holds something of all of them."""
+    return [entry for row in itertools.zip_longest(*lists) for entry in row if entry is not None]
 
 
 # --- files ------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 import torch
-from helpers import ROOT, call_main, command, files_under, random_directory, write_tasks
+from helpers import ROOT, call_main, command, files_under, random_directory, sums, write_tasks
 from safetensors.torch import load_file, save_file
 
 import eval as eval_file
@@ -16,6 +16,7 @@ import options
 import train
 from data import load_tasks
 from options import Options, TrainingOptions, evaluation_tasks, parse, training_tasks, with_prices
+from tiny import world
 
 
 @pytest.fixture(scope="module")
@@ -310,6 +311,16 @@ def test_evaluation_groups_are_complete_and_paired():
     assert {(task.tier, task.split) for task in groups["held-out"]} == {
         (t, "held-out") for t in ("high", "low", "xlow")
     }
+
+
+def test_of_a_file_each_group_takes_its_languages_in_turn(tmp_path):
+    """Catches figures of one language in the name of a tier: files are often written language by language."""
+    tasks = [world.render(item, code) for code in ("low-01", "low-02", "high-01") for item in sums()]
+    path = tmp_path / "tasks.jsonl"
+    path.write_text("".join(json.dumps(dataclasses.asdict(task)) + "\n" for task in tasks))
+    groups = evaluation_tasks(Options(data=str(path)), "test", 5)
+    assert [task.language for task in groups["low"]] == ["low-01", "low-02", "low-01", "low-02", "low-01"]
+    assert {task.language for task in groups["high"]} == {"high-01"}
 
 
 def test_translations_of_a_question_fall_into_one_part_of_a_file(data_file):
