@@ -214,9 +214,13 @@ def main(argv: list[str] | None = None) -> None:
             )
             for group in wanted
         }
-    print(f"{options.items} {options.part} items a group, mode {options.mode}, "
+    items = "/".join(str(n) for n in dict.fromkeys(len(o) for o in next(iter(outcomes.values())).values()))
+    print(f"{items} {options.part} items a group, mode {options.mode}, "
           f"{'greedy' if options.greedy else 'sampled at temperature 1'}, seed {options.seed}")  # fmt: skip
     everything = {name: [o for group in by_group.values() for o in group] for name, by_group in outcomes.items()}
+    for name, found in everything.items():
+        if failed := summary(found)["tool_error_rate"]:
+            print(f"{name}: the translator failed in {failed:.1%} of the rollouts; they count as they were answered")
     cuts = {"group": {name: {g: summary(o) for g, o in by_group.items()} for name, by_group in outcomes.items()}}
     for cut in ("domain", "language"):
         cuts[cut] = {name: breakdown(o, lambda task, cut=cut: getattr(task, cut)) for name, o in everything.items()}

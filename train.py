@@ -128,6 +128,15 @@ def sample(model, tokenizer, tasks, translator, config: Config, step: int) -> tu
     return rollouts, run(config.probe_rollouts, 1, "forbidden") if config.gate == "probe" else []
 
 
+def failure_rate(rollouts: list[Rollout], config: Config) -> float:
+    """The share of the rollouts whose translator failed. ToolOutage if it is above --max-tool-errors."""
+    failed = sum(r.engine_failed for r in rollouts) / len(rollouts)
+    if failed > config.max_tool_errors:
+        message = next(call.result for r in rollouts for call in r.calls if call.error == "engine")
+        raise ToolOutage(f"the translator failed in {failed:.0%} of the rollouts ({message})")
+    return failed
+
+
 def train_step(model, tokenizer, optimizer, tasks, translator, config: Config, step: int) -> tuple[dict, list[dict]]:
     """One step: sample, score, shape, update. Returns the metrics, and rows for rollouts.jsonl.
 
@@ -140,10 +149,7 @@ def train_step(model, tokenizer, optimizer, tasks, translator, config: Config, s
     used_tool = torch.tensor([s.used_tool for s in scores]).view(P, G)
     cost = torch.tensor([s.cost for s in scores]).view(P, G)
     valid = torch.tensor([not r.engine_failed for r in rollouts]).view(P, G)
-    failed = 1 - float(valid.float().mean())
-    if failed > config.max_tool_errors:
-        message = next(call.result for r in rollouts for call in r.calls if call.error == "engine")
-        raise ToolOutage(f"the translator failed in {failed:.0%} of the rollouts ({message})")
+    failed = failure_rate(rollouts, config)
     probe = torch.tensor([score(r, tokenizer, config.answer).correct for r in extra]).view(P, -1) if extra else None
 
     estimator = config.gate if config.gate in gspo.ESTIMATORS else "native"  # logged, also where it gates nothing
@@ -181,9 +187,12 @@ def validate(model, tokenizer, validation, tiers, translator, config: Config) ->
 
 
 def outcomes(policy, tokenizer, tasks, translator, config: Config) -> list:
-    """Each task's rollout and score, every rank having evaluated its share."""
+    """Each task's rollout and score, every rank having evaluated its share. ToolOutage, as in training: answers
+    without the tool would choose `best/`."""
     mine = evaluate(policy, tokenizer, distributed.share(tasks), translator, config, seed=distributed.rank())  # [8]
-    return distributed.gather(mine)
+    found = distributed.gather(mine)
+    failure_rate([rollout for rollout, _ in found], config)
+    return found
 
 
 def report(run: Run, base: Path, device: str, translator, config: Config, started: float) -> None:
@@ -197,7 +206,8 @@ def report(run: Run, base: Path, device: str, translator, config: Config, starte
     if not run.is_writer:
         return
     compared = compare(*found)
-    print(f"\nbase against {result}, {config.test_items} test items a group, sampled at temperature 1")
+    items = "/".join(str(n) for n in dict.fromkeys(group["n"] for group in compared.values()))
+    print(f"\nbase against {result}, {items} test items a group, sampled at temperature 1")
     print(compare_table(compared, "base", "result"))
     seconds = time.perf_counter() - started
     best = json.loads((result / "state.json").read_text())
@@ -217,6 +227,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         with distributed.together():
             train(config, device)
+    except ToolOutage as reason:
+        sys.exit(f"stopped in an evaluation: {reason}; --resume goes on from the last checkpoint")
     except BudgetSpent as reason:
         sys.exit(f"stopped: {reason}; with a higher --max-cost, --resume goes on from the last checkpoint")
 

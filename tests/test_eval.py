@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import command, hand_made, random_directory, sums, write_tasks
+from helpers import call_main, command, hand_made, random_directory, sums, write_tasks
 
 import eval as eval_file
 import model as model_file
@@ -246,6 +246,15 @@ def test_a_file_without_some_tiers_is_evaluated_on_those_it_has(tmp_path, monkey
     monkeypatch.setattr(sys, "argv", ["eval.py"])
     eval_file.main(["--policy", str(random_directory()), "--data", str(data), "--max-new-tokens", "4"])
     assert "low" in capsys.readouterr().out
+
+
+def test_a_translator_that_fails_is_told_beside_the_figures(tmp_path, capsys):
+    """Catches an accuracy that is that of an outage, in a table that does not say so."""
+    (tmp_path / "none.jsonl").write_text('{"text": "a", "translation": "b", "source": "low-01"}\n')
+    words = ["--policy", random_directory(), "--tiers", "low", "--items", 3, "--max-new-tokens", 60, "--mode", "forced"]
+    call_main(eval_file.main, *words, "--translator", f"recorded:{tmp_path / 'none.jsonl'}")
+    printed = capsys.readouterr().out
+    assert "3 test items a group" in printed and "the translator failed in 100.0% of the rollouts" in printed
 
 
 def test_plotting_without_matplotlib_is_one_clear_line(tmp_path, monkeypatch, capsys):

@@ -22,6 +22,7 @@ import model as model_file
 import optimize
 import train
 from data import load_tokenizer
+from eval import evaluate
 from runs import policy_directory
 from sampler import Rollout, rollout
 from tiny.world import LexiconTranslator, render
@@ -275,7 +276,7 @@ def test_minibatches_are_whole_groups_and_hold_every_signal_once(batch, seen, mi
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 60)), max_size=40), st.integers(1, 200))
 def test_a_plan_holds_every_row_once_within_the_budget(rows, budget):
-    """Catches rows that are lost at a boundary, padding that is not counted, and groups torn apart that would fit."""
+    """Catches rows that are lost at a boundary, padding that is not counted, and groups whose rows are scattered."""
     groups, lengths = [group for group, _ in rows], [length for _, length in rows]
     batches = optimize.plan(groups, lengths, budget)
     assert sorted(i for batch in batches for i in batch) == list(range(len(rows)))
@@ -492,6 +493,26 @@ def test_a_run_without_its_translator_stops_and_goes_on_later(options, uninterru
     assert (out / "metrics.jsonl").read_text().count("\n") == 2
     call_main(train.main, *options, "--out", out, "--resume")
     assert_same_run(uninterrupted, out)
+
+
+def test_an_outage_in_an_evaluation_stops_the_run_before_it_chooses(options, uninterrupted, tmp_path, monkeypatch):
+    """Catches a best/ that was chosen, or a closing table that was filled, by answers without the tool."""
+    for name, at in (("validation", 2), ("closing", 3)):
+        evaluations, failed = [], Call("text", "error: the translation failed (down)", 0.0, "engine", 0.0)
+
+        def fails(*args, at=at, evaluations=evaluations, failed=failed, **options):
+            evaluations.append(1)
+            found = evaluate(*args, **options)
+            return [(replace(r, calls=(failed,)), s) for r, s in found] if len(evaluations) == at else found
+
+        out = tmp_path / name
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "evaluate", fails)
+            with pytest.raises(SystemExit, match=r"stopped in an evaluation.*100%.*\(down\).*--resume"):
+                call_main(train.main, *options, "--out", out)
+        assert not (out / "report.json").exists()
+        call_main(train.main, *options, "--out", out, "--resume")
+        assert_same_run(uninterrupted, out)
 
 
 def test_interrupted_and_resumed_is_the_uninterrupted_run_bit_for_bit(options, uninterrupted, tmp_path):
