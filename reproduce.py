@@ -8,7 +8,7 @@
 
 A result file holds what happened to each item, packed, so every table can be made again without training. Its key is
 the hash of everything that decides the result: options, base model, items. (Not of the code: after a change of the
-algorithm, delete the results that it concerns.) Policies are chosen on validation items, by train.py, and reported on
+algorithm, name another --out and --runs.) Policies are chosen on validation items, by train.py, and reported on
 test items, all on the same items with the same uniform numbers. Every run has one thread, so --jobs changes no result.
 
 Left out: a scheduler. Runs go --jobs at a time on this machine.
@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -55,8 +56,8 @@ class ReproduceOptions:
     """Options of reproduce.py."""
 
     seeds: int = 3  # seeds of the main table and of the cost-conditioned policy; the ablations have one
-    quick: bool = False  # one seed, one cost weight, half of the steps, 400 test items, no ablations
-    only: tuple[str, ...] = ()  # an experiment (main, ablations, price) or the name of a run; may be repeated
+    quick: bool = False  # one seed, one cost weight, half of the steps, 400 test items; no ablations, no prices
+    only: tuple[str, ...] = ()  # beside the base: main, ablations, price, or the name of a run; may be repeated
     jobs: int = 2  # runs at a time
     tables: bool = False  # run nothing, make tables and figures from the results there are
     test_items: int = 2000  # test items in each group of languages
@@ -139,7 +140,8 @@ def seeds_of(job: Job, options: ReproduceOptions) -> range:
 def command(job: Job, seed: int | str, options: ReproduceOptions) -> str:
     """The command line of a run, as a reader would type it."""
     if not job.trains:
-        return "python eval.py --policy tiny" + (f" {job.options}" if job.options else "")
+        words = re.sub(r"--model \S+", "", job.options).split()
+        return " ".join(["python eval.py --policy", options.config(job).model, f"--items {options.items}", *words])
     steps = f"--steps {options.config(job).steps}" if options.quick else ""
     return " ".join(filter(None, ("python train.py", options.train, job.options, steps, f"--seed {seed}")))
 
@@ -248,11 +250,11 @@ def policy_pool(jobs: list[Job], options: ReproduceOptions) -> dict[str, Policy]
     """The policies of the main table and of the cost-conditioned run, as far as their results are there."""
     pool = {}
 
-    def add(name, family, job, results, label):
+    def add(name, family, job, results, label, mode=""):
         seeds = [outcomes(result, label) for result in results]
         tiers = [tier for result in results for tier in result.get("best", {}).get("tier", {}).values()]
         validation = tuple(float(np.mean([tier[x] for tier in tiers])) for x in ("accuracy", "cost")) if tiers else None
-        pool[name] = Policy(name, family, command(job, "N", options), seeds, validation)
+        pool[name] = Policy(name, family, command(job, "N", options) + mode, seeds, validation)
 
     def add_routers(results, suffix):
         parts = [{label: outcomes(result, label) for label in ROUTED} for result in results]
@@ -264,10 +266,10 @@ def policy_pool(jobs: list[Job], options: ReproduceOptions) -> dict[str, Policy]
         if not results or job.experiment == "ablations":
             continue
         if job.name == "base":
-            modes = (("base", "free", ""), ("never translate", "forbidden", "--mode forbidden"),
-                     ("always translate", "forced", "--mode forced"))  # fmt: skip
+            modes = (("base", "free", ""), ("never translate", "forbidden", " --mode forbidden"),
+                     ("always translate", "forced", " --mode forced"))  # fmt: skip
             for name, mode, words in modes:
-                add(name, name, replace(job, options=f"{job.options} {words}".strip()), results, f"test/{mode}")
+                add(name, name, job, results, f"test/{mode}", words)
             add_routers(results, "")
         elif job.experiment == "price":
             for label in job.evaluations:
@@ -288,10 +290,11 @@ def write_tables(jobs: list[Job], options: ReproduceOptions) -> None:
     summary = comparisons.summarise(pool, ours, columns_of["test"])
     every = [result for job in jobs for result in found_results(job, options)]
     hours = sum({result["path"]: result["seconds"] for result in every}.values()) / 3600
+    quick = f"Quick: one seed, {options.config().steps} steps, one cost weight, the main table only."
     summary["settings"] = (
         f"{options.items} test items rendered in each group of languages, temperature 1, common random numbers; "
         f"{max(len(policy.seeds) for policy in pool.values())} seeds; {every[0]['machine']}; {hours:.1f} core hours. "
-        + (f"Quick: one seed, {options.config().steps} steps, one cost weight, no ablations." if options.quick else "")
+        + (quick if options.quick else "")
     )
     results, languages = [result for job in jobs if job.name == ours for result in found_results(job, options)], {}
     if results:
@@ -318,7 +321,7 @@ def main(argv: list[str] | None = None) -> None:
         jobs = experiments.all_jobs(options.config(), options.quick, options.base)
         known = {job.experiment for job in jobs} | {job.name for job in jobs}
         require(set(options.only) <= known, f"--only {' '.join(options.only)}: there are {', '.join(sorted(known))}")
-        chosen = [job for job in jobs if not options.only or {job.experiment, job.name} & set(options.only)]
+        chosen = [job for job in jobs if not options.only or {job.experiment, job.name} & {*options.only, "base"}]
         pending = [] if options.tables else pending_runs(chosen, options)
     print(f"{len(pending)} runs to do, {options.jobs} at a time, {options.items} test items a group of languages")
     failures = run_all(pending, options) if pending else 0

@@ -96,15 +96,14 @@ def policy_summary(policy: Policy, pool: dict[str, Policy], columns: dict) -> di
     rates = [[seed["used_tool"][columns["group"] == tier].mean() for tier in TRAINED] for seed in policy.seeds]
     out["ordered in every seed"] = all(bool(high < low <= xlow) for high, low, xlow in rates)
     trained = masks(columns)["trained"]
+    points = [policy.point(trained, seed) for seed in range(len(policy.seeds))]
     if "oracle" in pool:
         limits = base.point(trained)[0], pool["oracle"].point(trained)[0]
-        out["headroom"] = spread([headroom_recovered(policy.point(trained, seed)[0], *limits)
-                                  for seed in range(len(policy.seeds))])  # fmt: skip
-    if "unconstrained" in pool:
-        pairs = [(policy.point(trained, seed), pool["unconstrained"].point(trained, seed))
-                 for seed in range(len(policy.seeds))]  # fmt: skip
-        out["reward_kept"] = spread([share_of(ours[0], theirs[0]) for ours, theirs in pairs])
-        out["cost_kept"] = spread([share_of(ours[1], theirs[1]) for ours, theirs in pairs])
+        out["headroom"] = spread([headroom_recovered(accuracy, *limits) for accuracy, _ in points])
+    if "unconstrained" in pool:  # the mean over its seeds, so that every policy is measured against the same
+        whole = pool["unconstrained"].point(trained)
+        for i, name in enumerate(("reward_kept", "cost_kept")):
+            out[name] = spread([share_of(point[i], whole[i]) for point in points])
     return out
 
 
@@ -120,6 +119,7 @@ def summarise(pool: dict[str, Policy], ours: str, columns: dict) -> dict:
     if all(full):
         sets["each at full reward"] = ["always translate", "unconstrained", *full]
     found["pareto"] = {title: pareto(pool, names, columns) for title, names in sets.items() if set(names) <= set(pool)}
+    found["pareto by cost weight"] = pareto_by_cost_weight(pool, family, columns)
     if ours in pool:
         found["dominance"] = dominance(pool, family, columns)
         found["domains"] = domain_table(pool[ours], columns)
@@ -151,6 +151,19 @@ def pareto(pool: dict[str, Policy], names: list[str], columns: dict) -> dict:
         **{f"by {cut}": {str(part): {name: round(share, 4) for name, share in shares(mask).items()}
                          for part, mask in parts.items()} for cut, parts in cuts.items()},
     }  # fmt: skip
+
+
+def pareto_by_cost_weight(pool: dict[str, Policy], family: str, columns: dict) -> dict:
+    """The headline share again at every cost weight: weight -> {policy: [mean, deviation] of its share over the trained
+    tiers}, in a set with the family's member and the plain cost's of that weight, as far as both are there."""
+    trained, found = masks(columns)["trained"], {}
+    for weight in sorted(float(name.partition("-")[2]) for name, policy in pool.items() if policy.family == family):
+        names = ["always translate", "unconstrained", f"plain-{weight:g}", f"{family}-{weight:g}"]
+        if set(names) <= set(pool):
+            by_seed = [pareto_shares({name: [pool[name].point(trained, seed)] for name in names})
+                       for seed in range(max(len(pool[name].seeds) for name in names))]  # fmt: skip
+            found[f"{weight:g}"] = {name: spread([shares[name] for shares in by_seed]) for name in names}
+    return found
 
 
 def cheapest_at_full_reward(pool: dict[str, Policy], family: str, kept: float = 0.98) -> str | None:

@@ -96,6 +96,8 @@ def markdown(summary: dict) -> str:
         head = ["", "the paper", "goal", "here", "reached"]
         parts.append(section("What was to be shown", f"Of the policy {summary['headline']}.", head, summary["goals"]))
     parts += [pareto_section(title, shares) for title, shares in summary["pareto"].items()]
+    if len(summary["pareto by cost weight"]) > 1:
+        parts.append(cost_weight_section(summary["pareto by cost weight"]))
     if "dominance" in summary:
         parts.append(frontier_section(summary["dominance"]))
     if "introspection" in summary:
@@ -143,6 +145,12 @@ def pareto_section(title: str, shares: dict) -> str:
         f"tiers: interval [{low:.0f}, {high:.0f}]; the paper: {PAPER_PARETO}."
     )
     return section(f"Pareto share: {title}", note, ["", *names], rows)
+
+
+def cost_weight_section(found: dict) -> str:
+    rows = [[weight, *(plus_minus(share, 0, 100) for share in shares.values())] for weight, shares in found.items()]
+    head = ["cost weight", *(name.partition("-")[0] for name in next(iter(found.values())))]
+    return section("Pareto share at each cost weight", "Of the headline set, over the trained tiers.", head, rows)
 
 
 def frontier_section(found: dict) -> str:

@@ -111,7 +111,7 @@ def test_the_bootstrap_draws_an_item_with_all_its_renderings():
 
 
 def test_reward_and_cost_kept_are_ratios_to_the_unconstrained_policy():
-    """Catches a ratio of means over seeds in place of the mean of the seeds' ratios, and a missing tier."""
+    """Catches one seed that is measured against one seed and three against three, and a missing tier."""
     groups = np.array(comparisons.GROUPS)
     columns = {"group": groups, "domain": groups, "language": groups, "item": groups}
 
@@ -123,9 +123,30 @@ def test_reward_and_cost_kept_are_ratios_to_the_unconstrained_policy():
     ours = policy(([1, 0, 1], [1, 0, 1]), ([1, 0, 1], [0, 0, 3]))
     row = comparisons.policy_summary(ours, pool, columns)
     assert row["headroom"] == [0.5, 0.0]
-    assert row["reward_kept"][0] == pytest.approx((2 / 3 + 1) / 2, abs=1e-4)
-    assert row["cost_kept"][0] == pytest.approx((2 / 4 + 3 / 3) / 2)
+    assert row["reward_kept"] == [pytest.approx((2 / 3) / (5 / 6), abs=1e-4), 0.0]
+    assert row["cost_kept"][0] == pytest.approx((2 / 3 + 1) / 2 / (7 / 6), abs=1e-4)
+    single = comparisons.policy_summary(policy(([1, 0, 1], [1, 0, 1])), pool, columns)
+    assert single["reward_kept"] == row["reward_kept"]
     assert row["groups"]["low"]["gain"] == [0.0, 0.0, 0.0]
+
+
+def test_the_pareto_share_is_asked_at_every_cost_weight_that_both_families_have():
+    """Catches policies of different cost weights in one set, and one half of a pair that is taken for both."""
+    groups = np.array(comparisons.GROUPS)
+    columns = {"group": groups, "domain": groups, "language": groups, "item": groups}
+
+    def policy(family, right, cost):
+        return Policy("", family, "", [outcome([*right, 0, 0, 0, 0], [*cost, 9, 9, 9, 9])])
+
+    pool = {"always translate": policy("always translate", [1, 1, 1], [2, 2, 2]),
+            "unconstrained": policy("unconstrained", [1, 1, 1], [1, 1, 1]),
+            "plain-0.5": policy("plain", [1, 0, 0], [0, 0, 0]), "native-0.5": policy("native", [1, 1, 0], [1, 0, 0]),
+            "plain-1": policy("plain", [1, 1, 0], [1, 0, 0]),
+            "native-2": policy("native", [1, 1, 1], [0, 0, 0])}  # fmt: skip
+    found = comparisons.pareto_by_cost_weight(pool, "native", columns)
+    # 2/3 at 1/3 against 1 at 1: better from 1/2 on; against 1/3 at 0: better up to 1
+    assert found == {"0.5": {"always translate": [0.0, 0.0], "unconstrained": [0.5, 0.0], "plain-0.5": [0.0, 0.0],
+                             "native-0.5": [0.5, 0.0]}}  # fmt: skip
 
 
 def test_at_full_reward_the_cheapest_member_is_chosen_on_validation_items():
@@ -203,6 +224,25 @@ def test_only_names_experiments_and_runs():
     with pytest.raises(SystemExit) as stopped:
         call_main(reproduce.main, "--only", "mian")
     assert stopped.value.code == 2
+
+
+def test_a_chosen_run_brings_the_base_that_its_tables_need(tmp_path, monkeypatch):
+    """Catches hours of training that end in an error, because nothing is there to compare with."""
+    seen = []
+    monkeypatch.setattr(reproduce, "run_all", lambda pending, options: seen.extend(pending) or 0)
+    monkeypatch.setattr(reproduce, "write_tables", lambda jobs, options: None)
+    call_main(reproduce.main, "--only", "forbidden", "--seeds", 1, "--out", tmp_path, "--test-items", 40)
+    assert [entry.job.name for entry in seen] == ["base", "forbidden"]
+
+
+def test_commands_are_such_as_a_reader_can_type(tmp_path):
+    """Catches an option of train.py in a command of eval.py, and a base model under another one's name."""
+    options = options_for(tmp_path, train="", quick=False)
+    other = Job("other", "ablations", "--tool-noise 0.1 --model elsewhere", trains=False)
+    assert reproduce.command(JOBS[0], 0, options) == "python eval.py --policy tiny --items 40"
+    expected = "python eval.py --policy elsewhere --items 40 --tool-noise 0.1"
+    assert reproduce.command(other, 0, options) == expected
+    assert reproduce.command(JOBS[1], 2, options) == "python train.py --gate never --seed 2"
 
 
 @pytest.fixture(scope="module")
