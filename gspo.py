@@ -5,7 +5,8 @@
 For each prompt a group of G rollouts is sampled. A translation costs something only where the model is confident, that
 is, where it does well by itself: saving money must not suppress a call that is needed. What follows is group sequence
 policy optimisation (Zheng et al. 2025, arXiv 2507.18071): the advantage of a rollout is its reward relative to its
-group, and the importance ratio is that of the whole sequence, length-normalised, and clipped.
+group, and the importance ratio is that of the whole sequence, length-normalised, and clipped. The embedded world's
+preset departs from it in two of the choices below: ratios of single tokens (GRPO's), and advantages divided by nothing.
 
 To try another reading of the paper, change a line here: no function knows about models, optimizers or files.
 

@@ -128,17 +128,17 @@ class Packed:
     """
 
     positions: Tensor  # [1, N] of each token, counted from the beginning of its prompt
-    rows: Tensor  # [B, T] the tokens of each row, numbers below N; 0 beyond its end
-    keys: Tensor  # [B, S] the tokens that it may see: its prompt's, then its own
+    row_tokens: Tensor  # [B, T] the tokens of each row, numbers below N; 0 beyond its end
+    key_tokens: Tensor  # [B, S] the tokens that it may see: its prompt's, then its own
     visible: Tensor  # [B, 1, T, S] which of these a token does see
-    places: Tensor  # [N] where in rows.flatten() a token is
+    places: Tensor  # [N] where in row_tokens.flatten() a token is
 
     def unfold(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Heads of tokens [1, N, H, D] to those of rows: q [B, T, H, D], k and v [B, S, K, D]."""
         return tuple(
             # as an embedding: its backward adds up what a token gets from many rows in one order, on every device
             F.embedding(tokens, heads[0].flatten(1)).unflatten(-1, heads.shape[2:])
-            for heads, tokens in ((q, self.rows), (k, self.keys), (v, self.keys))
+            for heads, tokens in ((q, self.row_tokens), (k, self.key_tokens), (v, self.key_tokens))
         )
 
     def fold(self, heads: Tensor) -> Tensor:

@@ -36,7 +36,8 @@ def adamw(model: Qwen3, config) -> torch.optim.AdamW:
 
 
 def plan(groups: list[int], lengths: list[int], budget: int) -> list[list[int]]:
-    """Split rows into micro-batches of at most `budget` padded tokens: groups whole where they fit, like beside like.
+    """Split rows into micro-batches of at most `budget` padded tokens: like beside like, a group's rows together.
+    The prompt of a group that lies across a boundary is run twice.
 
     Row i is one of groups[i], whose rows share a prompt, and has lengths[i] tokens, the prompt's included.
     """
@@ -60,13 +61,13 @@ def pack(rows: list[Sequence[int]], prompts: list[int | None], device) -> tuple[
     prompt_starts = starts[torch.tensor([p or 0 for p in prompts], device=device)]
     before, own = (torch.arange(int(most), device=device) for most in (shared.max(), lengths.max()))
     is_before, is_own = before < shared[:, None], own < lengths[:, None]  # [B, S - T], [B, T]
-    tokens = (starts[:, None] + own) * is_own
-    keys = torch.cat([(prompt_starts[:, None] + before) * is_before, tokens], 1)
-    B, T = tokens.shape
+    row_tokens = (starts[:, None] + own) * is_own
+    key_tokens = torch.cat([(prompt_starts[:, None] + before) * is_before, row_tokens], 1)
+    B, T = row_tokens.shape
     visible = torch.cat([is_before[:, None].expand(B, T, -1), (own <= own[:, None]).expand(B, T, T)], 2)[:, None]
     positions = (shared[:, None] + own)[is_own][None]
     ids = torch.tensor([[token for row in rows for token in row]], device=device)
-    return ids, Packed(positions, tokens, keys, visible, places=is_own.flatten().nonzero()[:, 0])
+    return ids, Packed(positions, row_tokens, key_tokens, visible, places=is_own.flatten().nonzero()[:, 0])
 
 
 def policy_logps(model: Qwen3, rollouts: list[Rollout], temperature: float, valid_vocab: int):
@@ -82,7 +83,7 @@ def policy_logps(model: Qwen3, rollouts: list[Rollout], temperature: float, vali
     B, T = len(rollouts), max(len(r.ids) for r in rollouts)
     sampled = torch.tensor([[*r.sampled, *[False] * (T - len(r.ids))] for r in rollouts], device=device)  # [B, T]
     ends = torch.tensor([len(prompt) for prompt in number], device=device).cumsum(0) - 1  # [P]: of each prompt
-    own = packed.rows[P:, :T]  # [B, T]: which of the N tokens
+    own = packed.row_tokens[P:, :T]  # [B, T]: which of the N tokens
     predicting = torch.cat([ends[prompts][:, None], own[:, :-1]], 1)  # [B, T]: the one before
     place = sampled.nonzero(as_tuple=True)  # (row, t) of each sampled token
     hidden = model(ids, packed=packed)[0, predicting[place]]
@@ -143,7 +144,7 @@ def update(model: Qwen3, optimizer, rollouts: list[Rollout], advantages: Tensor,
                 record["mismatch"] = (logps.detach() - theirs)[sampled].abs().cpu()
             records.append(record if share else None)
         if batches:
-            norms.append(distributed.clip_gradients(model, config.max_grad_norm or torch.inf))
+            norms.append(distributed.clip_gradients(model, config.max_grad_norm))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     records = [record for record in distributed.gather(records) if record]

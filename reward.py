@@ -26,7 +26,7 @@ class Score:
     answer: str | None  # as extracted; None if there was none to extract
     format_ok: bool  # the rollout ended by itself, with an answer in the form asked for
     cost: float  # of all its calls; 1 = one call on a mean training question
-    used_tool: bool  # attempted a call, malformed or failed ones included
+    used_tool: bool  # ended a turn with a call, malformed or failed ones included; not: was cut off within one
 
 
 def score(rollout: Rollout, tokenizer: Tokenizer, answer: str = "plain") -> Score:
