@@ -9,10 +9,11 @@ import pytest
 from helpers import base_directory, call_main
 
 import reproduce
-from paper import comparisons, measures, outcomes
+from paper import comparisons, experiments, measures, outcomes
 from paper.comparisons import Policy
 from paper.experiments import FREELY, ROUTED, Job
 from reproduce import ReproduceOptions
+from train import Config
 
 # --- measures ---------------------------------------------------------------------------------------------------
 
@@ -217,6 +218,20 @@ def test_two_jobs_of_one_configuration_are_one_run(tmp_path):
     twin = replace(JOBS[1], name="twin", evaluations=("test/free", "test/forced"))
     (entry,) = reproduce.pending_runs([JOBS[1], twin], options_for(tmp_path))
     assert entry.labels == ("test/free", "test/forced")
+
+
+def test_families_that_are_compared_have_the_same_cost_weights():
+    """Catches a frontier that is wider, or a cheapest member that is cheaper, only because more prices were tried."""
+    jobs = [job.name for job in experiments.all_jobs(Config()) if job.experiment == "main"]
+    grids = {family: {name.partition("-")[2] for name in jobs if name.startswith(f"{family}-")}
+             for family in ("plain", "native", "group", "probe")}  # fmt: skip
+    assert grids["native"] == grids["plain"] == {"0.125", "0.175", "0.25", "0.35", "0.5", "1"}
+    assert grids["group"] == grids["probe"] < grids["plain"]
+    assert [job.name for job in experiments.all_jobs(Config(), quick=True)][-3:] == [
+        "native-0.25",
+        "group-0.25",
+        "probe-0.25",
+    ]
 
 
 def test_only_names_experiments_and_runs():

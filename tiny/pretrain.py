@@ -1,7 +1,8 @@
 """Make the base model of the embedded world: a tokenizer and a Qwen3 of about 1M parameters, both from scratch.
 
-    python -m tiny.pretrain            # writes tiny/base; about 30 minutes on two cores
-    python -m tiny.pretrain --prices   # writes tiny/priced: the same after a course with prices; 9 minutes on one core
+    python -m tiny.pretrain                  # writes tiny/base; about 30 minutes on two cores
+    python -m tiny.pretrain --course prices  # writes tiny/priced: the same after one more course; 9 minutes on one core
+    python -m tiny.pretrain --course calls   # writes tiny/eager: the same after another one; as long
 
 The pretraining text gives the base model the character that the paper finds in real ones:
 
@@ -11,8 +12,9 @@ The pretraining text gives the base model the character that the paper finds in 
   learned from these (no loss on the call), only how a translation looks and how an answer follows from it.
 
 Two courses: English alone, then the mixture, in which a few documents are in languages of no world (`stray_languages`).
-A third one, not part of the base, for policies that are told a price: half of the mixture's prompts state one, drawn at
-random. It means nothing yet, the documents go on as they would without it; what it is worth is left to train.py.
+A third one, not part of the base, makes another starting point of it (`COURSES`). `prices`, for policies that are told
+one: half of the mixture's prompts state a price, drawn at random. It means nothing yet, the documents go on as they
+would without it; what it is worth is left to train.py. `calls`, to see what the base's tool rate does: it is 0.5 there.
 
 Left out: everything that makes pretraining long. Documents are single tasks, the loss is on what the assistant and the
 tool say, and the items are drawn from the training split only.
@@ -42,7 +44,7 @@ STRAYS = 200  # languages that are seen in a few documents each: the base meets 
 TOOL_RATE = 0.07
 BASE = Path(__file__).parent / "base"
 PARALLEL = 0.4  # of the foreign documents: question, translation, answer
-PRICED = 0.5  # of the prompts state a price in the course with prices
+COURSES = {"prices": ("priced", {"priced": 0.5}), "calls": ("eager", {"tool_rate": 0.5})}  # directory, for document
 RESULT_WEIGHT = 0.1  # of a translation's tokens in the loss; an answer's weigh 1
 
 # The added tokens of Qwen3 in their published order. Only those up to <|video_pad|> are flagged special.
@@ -87,7 +89,8 @@ def mixture() -> list[tuple[Language, float]]:
     return [(x, SHARE[x.tier] * x.exposure / total[x.tier]) for x in spoken if x.exposure]
 
 
-def document(item: Item, language: Language, tokenizer, rng: random.Random, priced: float = 0.0) -> tuple[list, list]:
+def document(item: Item, language: Language, tokenizer, rng: random.Random, tool_rate: float = TOOL_RATE,
+             priced: float = 0.0) -> tuple[list[int], list[float]]:  # fmt: skip
     """One training document: (ids, weight of each id as a target). A share `priced` of the prompts states a price."""
     task = render(item, language)
     if priced and rng.random() < priced:
@@ -96,7 +99,7 @@ def document(item: Item, language: Language, tokenizer, rng: random.Random, pric
     weights = [0.0] * len(ids)
     draw = rng.random()
     parallel = language.code != "en" and draw < PARALLEL
-    if parallel or rng.random() < TOOL_RATE:
+    if parallel or rng.random() < tool_rate:
         call, result = encode_call(tokenizer), encode_tool_turn([item.english], tokenizer, think=True)
         ids += call + result
         weights += [0.0 if parallel else 1.0] * len(call) + [RESULT_WEIGHT if parallel else 0.0] * len(result)
@@ -105,8 +108,9 @@ def document(item: Item, language: Language, tokenizer, rng: random.Random, pric
 
 
 def batches(tokenizer, rng: random.Random, batch_size: int, shares: list[tuple[Language, float]], steps: int,
-            priced: float = 0.0):  # fmt: skip
-    """Padded batches (ids [B, T], weights [B, T]) for `steps` steps; documents of like length go together."""
+            **course: float):  # fmt: skip
+    """Padded batches (ids [B, T], weights [B, T]) for `steps` steps; documents of like length go together. `course`:
+    document's tool_rate and priced."""
     spoken, probabilities = zip(*shares, strict=True)
     per_chunk = 16
     for first in range(0, steps, per_chunk):
@@ -114,7 +118,7 @@ def batches(tokenizer, rng: random.Random, batch_size: int, shares: list[tuple[L
         rng.shuffle(drawn)
         chosen = rng.choices(spoken, probabilities, k=len(drawn))
         pairs = zip(drawn, chosen, strict=True)
-        documents = [document(item, language, tokenizer, rng, priced) for item, language in pairs]
+        documents = [document(item, language, tokenizer, rng, **course) for item, language in pairs]
         documents.sort(key=lambda d: len(d[0]))
         groups = [documents[i : i + batch_size] for i in range(0, len(documents), batch_size)]
         rng.shuffle(groups)
@@ -219,18 +223,18 @@ def from_scratch(args: argparse.Namespace, rng: random.Random) -> Qwen3:
     return model
 
 
-def with_prices(args: argparse.Namespace, rng: random.Random) -> Qwen3:
-    """The base model after a course in which half of the prompts state a price; its tokenizer goes to --out."""
+def from_base(args: argparse.Namespace, rng: random.Random, **course: float) -> Qwen3:
+    """The base model after one more course (see `batches`); its tokenizer goes to --out."""
     model, tokenizer = load_policy(BASE)
     shutil.copy(BASE / "tokenizer.json", args.out)
-    stream = batches(tokenizer, rng, args.batch_size, mixture(), args.price_steps, PRICED)
-    pretrain(model, stream, args.price_steps, "prices", 1.0)
+    stream = batches(tokenizer, rng, args.batch_size, mixture(), args.course_steps, **course)
+    pretrain(model, stream, args.course_steps, args.course, 1.0)
     return model
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", help="directory to write (default: tiny/base, with --prices tiny/priced)")
+    parser.add_argument("--out", help="directory to write (default: tiny/base, tiny/priced or tiny/eager)")
     parser.add_argument("--english-steps", type=int, default=600, help="steps on English alone, first")
     parser.add_argument("--steps", type=int, default=2700, help="steps on the mixture")
     parser.add_argument("--batch-size", type=int, default=128, help="documents a step")
@@ -238,20 +242,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the documents")
     parser.add_argument("--items", type=int, default=1000, help="validation items a tier to measure the result on")
     parser.add_argument("--only-measure", action="store_true", help="measure the model in --out, train nothing")
-    parser.add_argument("--prices", action="store_true", help="do not start anew: give tiny/base a course with prices")
-    parser.add_argument("--price-steps", type=int, default=500, help="steps of that course")
+    parser.add_argument("--course", choices=COURSES, help="do not start anew: give tiny/base one more course")
+    parser.add_argument("--course-steps", type=int, default=500, help="steps of that course")
     args = parser.parse_args()
-    args.out = args.out or str(BASE.with_name("priced") if args.prices else BASE)
+    name, course = COURSES.get(args.course, ("base", {}))
+    args.out = args.out or str(BASE.with_name(name))
     if args.only_measure:
         accept(args.out, args.items)
         return
-    start, rng = time.time(), random.Random(f"pretrain {args.seed}" + (" prices" if args.prices else ""))
+    start, rng = time.time(), random.Random(" ".join(filter(None, ("pretrain", str(args.seed), args.course))))
     Path(args.out).mkdir(parents=True, exist_ok=True)
-    model = (with_prices if args.prices else from_scratch)(args, rng)
+    model = from_base(args, rng, **course) if args.course else from_scratch(args, rng)
     save(model.to(torch.bfloat16), args.out)
     print(f"{args.out} written after {(time.time() - start) / 60:.1f} minutes")
     accept(args.out, args.items)
-    if args.prices:
+    if args.course == "prices":
         accept(args.out, args.items, 0.3)
 
 
