@@ -36,9 +36,12 @@ def headline(default: Config) -> str:
     return f"{default.gate}-{default.cost_weight:g}"
 
 
-def weights(default: Config, quick: bool = False) -> list[float]:
-    """The cost weights of every method that takes a price: once, half and twice train.py's default."""
-    return [default.cost_weight * factor for factor in ((1,) if quick else (1, 0.5, 2))]
+def weights(default: Config, quick: bool = False, short: bool = False) -> list[float]:
+    """The cost weights of a family, the most telling first: once, half and twice train.py's default; then, unless it is
+    to be short, four times (does a high price suppress calls that are needed?) and about halfway between (the cheapest
+    member that keeps the reward is not to be an accident of the grid)."""
+    factors = (1,) if quick else (1, 0.5, 2) if short else (1, 0.5, 2, 4, 1.4, 0.7)
+    return [round(default.cost_weight * factor, 6) for factor in factors]
 
 
 def all_jobs(default: Config, quick: bool = False, bases: tuple[str, ...] = ()) -> list[Job]:
@@ -50,7 +53,7 @@ def all_jobs(default: Config, quick: bool = False, bases: tuple[str, ...] = ()) 
     ]
     others = [gate for gate in ESTIMATORS if gate != default.gate]
     for gates in (("plain", default.gate), others):
-        for weight in weights(default, quick):
+        for weight in weights(default, quick, short=gates is others):
             for gate in gates:
                 name = f"{gate}-{weight:g}"
                 words = PLAIN if gate == "plain" else f"--gate {gate}"
@@ -78,6 +81,7 @@ def small(words: str) -> str:
 def ablations(default: Config, bases: tuple[str, ...]) -> dict[str, list[str]]:
     """study -> options of each of its runs; "base ..." is the base model without training, under these options."""
     policies = ("base", "", PLAIN)
+    models = (default.model, "tiny/eager", *bases)  # tiny/eager uses the tool in half of the items
     by_gspo = "--advantage-scale group --ratio sequence"
     objectives = ("--advantage-scale none --ratio token", "--advantage-scale group --ratio token", by_gspo)
     charged = [f"{p} --cost-weight {weight}" for weight in (0.2, 0.8) for p in (PLAIN, f"--gate {default.gate}")]
@@ -96,5 +100,5 @@ def ablations(default: Config, bases: tuple[str, ...]) -> dict[str, list[str]]:
         "group size": [f"--group-size {size} --prompts {256 // size}" for size in (4, 8, 16)],  # 256 rollouts
         "prompts a step": [f"--prompts {prompts}" for prompts in (SMALL["--prompts"], default.prompts)],
         "tool noise": [f"{policy} --tool-noise {noise:g}" for noise in (0, 0.02, 0.1) for policy in policies],
-        "tool rate of the base": [f"{policy} --model {model}" for model in bases for policy in policies],
+        "tool rate of the base": [f"{policy} --model {model}" for model in models for policy in policies],
     }
