@@ -1,0 +1,76 @@
+"""tiny/pretrain.py: the documents that give the base its character, and a further course for it."""
+
+import random
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data import encode_call, load_tokenizer
+from tiny import pretrain
+from tiny.world import WORLD, items
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(pretrain.BASE)
+
+
+def drawn(tokenizer, code: str, count: int = 400, **course) -> list[tuple[list[int], list[float]]]:
+    rng = random.Random(1)
+    return [pretrain.document(item, WORLD[code], tokenizer, rng, **course) for item in items("train", count, 1)]
+
+
+def calls(documents, tokenizer) -> list[list[float]]:
+    """The loss weights of each document's call, of those that have one."""
+    call = encode_call(tokenizer)
+    found = []
+    for ids, weights in documents:
+        starts = [i for i in range(len(ids)) if ids[i : i + len(call)] == call]
+        found += [weights[i : i + len(call)] for i in starts]
+    return found
+
+
+@pytest.mark.parametrize("rate", [pretrain.TOOL_RATE, 0.5])
+def test_english_documents_call_at_the_tool_rate(tokenizer, rate):
+    """Catches a rate that is not that of the course: 400 documents, four standard deviations."""
+    found = calls(drawn(tokenizer, "en", tool_rate=rate), tokenizer)
+    assert abs(len(found) / 400 - rate) < 4 * (rate * (1 - rate) / 400) ** 0.5
+    assert all(set(weights) == {1.0} for weights in found)
+
+
+def test_a_foreign_document_that_shows_a_translation_does_not_teach_to_call(tokenizer):
+    """Catches loss on the calls of parallel documents, which would make the base call in two of five."""
+    found = calls(drawn(tokenizer, "xlow-01", tool_rate=0.0), tokenizer)
+    assert abs(len(found) / 400 - pretrain.PARALLEL) < 0.1
+    assert all(set(weights) == {0.0} for weights in found)
+
+
+def test_what_is_learned_is_what_the_assistant_says(tokenizer):
+    """Catches loss on the prompt, an answer or its end without loss."""
+    for ids, weights in drawn(tokenizer, "en", 20, tool_rate=0.0):
+        first = weights.index(1.0)
+        assert set(weights[:first]) == {0.0} and set(weights[first:]) == {1.0}
+        assert ids[-1] == tokenizer.control["<|im_end|>"] and len(ids) - first >= 2
+
+
+def test_the_mixture_gives_each_tier_its_share():
+    """Catches shares that depend on how many languages a tier has."""
+    total = {}
+    for language, share in pretrain.mixture():
+        total[language.tier] = total.get(language.tier, 0.0) + share
+    assert total == pytest.approx(pretrain.SHARE)
+
+
+@pytest.mark.parametrize("course", pretrain.COURSES)
+def test_a_further_course_begins_with_the_base(tmp_path, monkeypatch, capsys, course):
+    """Catches a course that starts anew, or a model that is written without its tokenizer."""
+    words = f"--course {course} --course-steps 0 --items 1 --out {tmp_path}".split()
+    monkeypatch.setattr(sys, "argv", ["tiny.pretrain", *words])
+    pretrain.main()
+    assert capsys.readouterr().out.count("1 validation items a tier") == (2 if course == "prices" else 1)
+    before, after = (load_file(where / "model.safetensors") for where in (pretrain.BASE, tmp_path))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert (tmp_path / "tokenizer.json").read_bytes() == (pretrain.BASE / "tokenizer.json").read_bytes()
