@@ -111,13 +111,9 @@ def summarise(pool: dict[str, Policy], ours: str, columns: dict) -> dict:
     """Everything about policies on the test items; `ours` names the gated policy with the default options."""
     found = {"headline": ours, "policies": {name: policy_summary(p, pool, columns) for name, p in pool.items()}}
     family = ours.partition("-")[0]
-    plain = ours.replace(family, "plain")
-    headline = ["always translate", "unconstrained", plain, ours]
+    headline = ["always translate", "unconstrained", ours.replace(family, "plain"), ours]
     sets = {"the headline set": headline, "with never translate and base": ["base", "never translate", *headline]}
-    full = [cheapest_at_full_reward(pool, name) for name in ("plain", family)]
-    found["at full reward"] = full[-1]
-    if all(full):
-        sets["each at full reward"] = ["always translate", "unconstrained", *full]
+    found["at full reward"] = cheapest_at_full_reward(pool, family)
     found["pareto"] = {title: pareto(pool, names, columns) for title, names in sets.items() if set(names) <= set(pool)}
     found["pareto by cost weight"] = pareto_by_cost_weight(pool, family, columns)
     if ours in pool:

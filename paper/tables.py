@@ -48,11 +48,10 @@ def goals(summary: dict) -> list[list[str]]:
             reward, cost = policy["reward_kept"][0], policy["cost_kept"][0]
             here = f"{name}: {100 * cost:.0f}% at {100 * reward:.1f}%"
             row("cost at full reward", f"{PAPER_COST}%", "<= 63% at >= 98%", here, cost <= 0.63 and reward >= 0.98)
-    for title, note in (("the headline set", "same cost weight"), ("each at full reward", "each at full reward")):
-        if shares := summary["pareto"].get(title):
-            name, share = list(shares["trained"].items())[-1]  # of the gated policy
-            here = f"{name}: {plus_minus(share, 0, 100)}%"
-            row(f"Pareto share, {note}", f"{PAPER_PARETO}%", ">= 87%", here, share[0] >= 0.87)
+    for shares in summary["pareto by cost weight"].values():
+        name, share = list(shares.items())[-1]  # of the gated policy
+        here = f"{name}: {plus_minus(share, 0, 100)}%"
+        row("Pareto share, same cost weight", f"{PAPER_PARETO}%", ">= 87%", here, share[0] >= 0.87)
     tools = [ours["groups"][tier]["tool_rate"][0] for tier in TRAINED]
     row("tool rate", "follows resources", "High < Low <= XLow", " / ".join(f"{x:.2f}" for x in tools),
         ours["ordered in every seed"])  # fmt: skip
@@ -93,8 +92,8 @@ def markdown(summary: dict) -> str:
     """The summary as a page of tables. Sections whose runs are missing are left out."""
     parts = ["# Tables", summary["settings"], HONEST, *policy_sections(summary["policies"])]
     if summary["goals"]:
-        head = ["", "the paper", "goal", "here", "reached"]
-        parts.append(section("What was to be shown", f"Of the policy {summary['headline']}.", head, summary["goals"]))
+        head, note = ["", "the paper", "goal", "here", "reached"], f"Of {summary['headline']} where no other is named."
+        parts.append(section("What was to be shown", note, head, summary["goals"]))
     parts += [pareto_section(title, shares) for title, shares in summary["pareto"].items()]
     if len(summary["pareto by cost weight"]) > 1:
         parts.append(cost_weight_section(summary["pareto by cost weight"]))
