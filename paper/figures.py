@@ -45,7 +45,9 @@ def draw(out: Path, pool: dict[str, Policy], ours: str, columns: dict, languages
     colours = itertools.cycle(COLOURS)
     styles = {name: (marker, "#777777" if name in REFERENCES else next(colours))
               for name, marker in zip(points, itertools.cycle(MARKERS), strict=False)}  # fmt: skip
-    drawn = {"plane": plane(plt, points, styles), "utility": utilities(plt, points, styles)}
+    weights = {name: {policy.name.partition("-")[2]: policy.point(trained) for policy in families(pool).get(name, [])}
+               for name in ("plain", family)}  # fmt: skip
+    drawn = {"plane": plane(plt, points, styles, weights), "utility": utilities(plt, points, styles)}
     if curves:
         drawn["training"] = training(plt, curves, ours)
     if languages:
@@ -76,14 +78,18 @@ def training(plt, curves: list[dict], ours: str):
     return figure
 
 
-def plane(plt, points: dict, styles: dict):
-    """The accuracy-cost plane over the trained tiers: up and to the left is better."""
+def plane(plt, points: dict, styles: dict, weights: dict):
+    """The accuracy-cost plane over the trained tiers: up and to the left is better. A number is the cost weight."""
     figure, axis = plt.subplots(figsize=(8, 4.6), layout="constrained")
     for name, rows in points.items():
         rows = sorted(rows, key=lambda point: point[1])
         marker, colour = styles[name]
         axis.plot([cost for _, cost in rows], [100 * accuracy for accuracy, _ in rows], color=colour, marker=marker,
                   markersize=7, linewidth=1.2, label=name)  # fmt: skip
+    for name, place, side in zip(weights, ((-4, 4), (4, -11)), ("right", "left"), strict=True):
+        for weight, (accuracy, cost) in weights[name].items():
+            axis.annotate(weight, (cost, 100 * accuracy), place, textcoords="offset points", ha=side, fontsize=8,
+                          color=styles[name][1])  # fmt: skip
     axis.set(xlabel="cost a task (1 = one call of mean length)", ylabel="reward (accuracy x 100)",
              title="What accuracy costs, over the trained languages")  # fmt: skip
     axis.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))

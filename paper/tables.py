@@ -13,8 +13,8 @@ PAPER_GAIN = {"high": 4.6, "low": 23.5, "xlow": 17.5, "synthetic": 18.7}
 PAPER_COST, PAPER_PARETO = 63, 87
 HONEST = (
     "The paper's figures are for a 4B model, real languages and a real translator; ours are for a model of about a "
-    "million parameters in a constructed world with a lexicon for a translator, so that signs and orders can be "
-    "compared and sizes cannot."
+    "million parameters in a constructed world with a lexicon for a translator, so that signs can be compared "
+    "and sizes cannot."
 )  # fmt: skip
 
 
