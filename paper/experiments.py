@@ -16,6 +16,9 @@ ROUTED = ("test/forbidden", "test/forced", "validation/forbidden", "validation/f
 EVERYTHING = (*FREELY, *ROUTED, "languages/free", "languages/forbidden")
 SMALL = {"--prompts": 32, "--cost-weight": 0.2}  # of the ablations: half the time of the main runs
 PLAIN = "--gate always --penalty subtract"  # the cost of the literature
+# Cost weights, in train.py's default: once, half and twice; four times, to see what a high price does to calls that are
+# needed; and halfway between, so that the cheapest member that keeps the reward is no accident of the grid.
+GRID = (1, 0.5, 2, 4, 1.4, 0.7)
 PRICES = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8)  # at which the cost-conditioned policy is asked
 
 
@@ -36,12 +39,9 @@ def headline(default: Config) -> str:
     return f"{default.gate}-{default.cost_weight:g}"
 
 
-def weights(default: Config, quick: bool = False, short: bool = False) -> list[float]:
-    """The cost weights of a family, the most telling first: once, half and twice train.py's default; then, unless it is
-    to be short, four times (does a high price suppress calls that are needed?) and about halfway between (the cheapest
-    member that keeps the reward is not to be an accident of the grid)."""
-    factors = (1,) if quick else (1, 0.5, 2) if short else (1, 0.5, 2, 4, 1.4, 0.7)
-    return [round(default.cost_weight * factor, 6) for factor in factors]
+def weights(default: Config, quick: bool = False) -> list[float]:
+    """The cost weights of a family, the most telling first."""
+    return [round(default.cost_weight * factor, 6) for factor in (GRID[:1] if quick else GRID)]
 
 
 def all_jobs(default: Config, quick: bool = False, bases: tuple[str, ...] = ()) -> list[Job]:
@@ -52,8 +52,8 @@ def all_jobs(default: Config, quick: bool = False, bases: tuple[str, ...] = ()) 
         Job("unconstrained", "main", "--gate never --cost-weight 0"),
     ]
     others = [gate for gate in ESTIMATORS if gate != default.gate]
-    for gates in (("plain", default.gate), others):
-        for weight in weights(default, quick, short=gates is others):
+    for gates, count in ((("plain", default.gate), len(GRID)), (others, 3)):
+        for weight in weights(default, quick)[:count]:
             for gate in gates:
                 name = f"{gate}-{weight:g}"
                 words = PLAIN if gate == "plain" else f"--gate {gate}"

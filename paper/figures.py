@@ -40,12 +40,13 @@ def draw(out: Path, pool: dict[str, Policy], ours: str, columns: dict, languages
                          "axes.spines.right": False, "legend.frameon": False})  # fmt: skip
     family = ours.partition("-")[0]
     trained = masks(columns["test"])["trained"]
-    points = {name: [policy.point(trained) for policy in members] for name, members in families(pool).items()}
+    members = families(pool)
+    points = {name: [policy.point(trained) for policy in policies] for name, policies in members.items()}
     points = {name: rows for name, rows in points.items() if " on " not in name}  # those of our policy's own outcomes
     colours = itertools.cycle(COLOURS)
     styles = {name: (marker, "#777777" if name in REFERENCES else next(colours))
               for name, marker in zip(points, itertools.cycle(MARKERS), strict=False)}  # fmt: skip
-    weights = {name: {policy.name.partition("-")[2]: policy.point(trained) for policy in families(pool).get(name, [])}
+    weights = {name: {policy.name.partition("-")[2]: policy.point(trained) for policy in members.get(name, [])}
                for name in ("plain", family)}  # fmt: skip
     drawn = {"plane": plane(plt, points, styles, weights), "utility": utilities(plt, points, styles)}
     if curves:

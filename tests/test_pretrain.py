@@ -32,12 +32,19 @@ def calls(documents, tokenizer) -> list[list[float]]:
     return found
 
 
-@pytest.mark.parametrize("rate", [pretrain.TOOL_RATE, 0.5])
+@pytest.mark.parametrize("rate", [pretrain.TOOL_RATE, pretrain.COURSES["calls"][1]["tool_rate"]])
 def test_english_documents_call_at_the_tool_rate(tokenizer, rate):
     """Catches a rate that is not that of the course: 400 documents, four standard deviations."""
     found = calls(drawn(tokenizer, "en", tool_rate=rate), tokenizer)
     assert abs(len(found) / 400 - rate) < 4 * (rate * (1 - rate) / 400) ** 0.5
     assert all(set(weights) == {1.0} for weights in found)
+
+
+def test_half_of_the_prompts_of_the_course_with_prices_state_one(tokenizer):
+    """Catches a course whose argument reaches no document, or documents that all state a price."""
+    documents = drawn(tokenizer, "en", **pretrain.COURSES["prices"][1])
+    stated = sum("price" in tokenizer.decode(ids) for ids, _ in documents)
+    assert abs(stated / 400 - 0.5) < 0.1
 
 
 def test_a_foreign_document_that_shows_a_translation_does_not_teach_to_call(tokenizer):

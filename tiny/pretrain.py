@@ -44,7 +44,8 @@ STRAYS = 200  # languages that are seen in a few documents each: the base meets 
 TOOL_RATE = 0.07
 BASE = Path(__file__).parent / "base"
 PARALLEL = 0.4  # of the foreign documents: question, translation, answer
-COURSES = {"prices": ("priced", {"priced": 0.5}), "calls": ("eager", {"tool_rate": 0.5})}  # directory, for document
+# Further courses: the directory of what they make, the arguments of document() that they change.
+COURSES = {"prices": ("priced", {"priced": 0.5}), "calls": ("eager", {"tool_rate": 0.5})}
 RESULT_WEIGHT = 0.1  # of a translation's tokens in the loss; an answer's weigh 1
 
 # The added tokens of Qwen3 in their published order. Only those up to <|video_pad|> are flagged special.
@@ -91,7 +92,8 @@ def mixture() -> list[tuple[Language, float]]:
 
 def document(item: Item, language: Language, tokenizer, rng: random.Random, tool_rate: float = TOOL_RATE,
              priced: float = 0.0) -> tuple[list[int], list[float]]:  # fmt: skip
-    """One training document: (ids, weight of each id as a target). A share `priced` of the prompts states a price."""
+    """One training document: (ids, weight of each id as a target). A share `priced` of the prompts states a price, a
+    share `tool_rate` of the answers uses the tool, beside those that only show a translation (`PARALLEL`)."""
     task = render(item, language)
     if priced and rng.random() < priced:
         task = replace(task, price=rng.randint(0, 10) / 10)
