@@ -27,10 +27,13 @@ SPLITS = ("trained", "held-out", "synthetic")
 # 100 MB, xlow below or absent. 22 are trained on (8 + 7 + 7), 9 are held out (3 + 3 + 3). The rule and the choice are
 # ours: the paper's own list is not in our source.
 _LANGUAGES = {
-    ("high", "trained"): "de es fr id ja ru vi zh", ("high", "held-out"): "it pt th",
-    ("low", "trained"): "bn ca eo et sw ta te", ("low", "held-out"): "eu gl hi",
-    ("xlow", "trained"): "an ast frp ht oc qu sc", ("xlow", "held-out"): "br wo yo",
-}  # fmt: skip
+    ("high", "trained"): "de es fr id ja ru vi zh",
+    ("high", "held-out"): "it pt th",
+    ("low", "trained"): "bn ca eo et sw ta te",
+    ("low", "held-out"): "eu gl hi",
+    ("xlow", "trained"): "an ast frp ht oc qu sc",
+    ("xlow", "held-out"): "br wo yo",
+}
 LANGUAGES = {code: tier_and_split for tier_and_split, codes in _LANGUAGES.items() for code in codes.split()}
 
 
@@ -134,11 +137,17 @@ def _task(row: dict, names: dict[str, str], place: str) -> Task:
     if isinstance(answer, float):  # written out: 0.00001, where str has 1e-05
         answer = format(Decimal(str(answer)), "f")
     return Task(
-        id=field("id"), language=language, tier=tier, split=split, domain=field("domain", default="other"),
-        question=field("question"), choices=tuple(choices), answer=str(answer),
+        id=field("id"),
+        language=language,
+        tier=tier,
+        split=split,
+        domain=field("domain", default="other"),
+        question=field("question"),
+        choices=tuple(choices),
+        answer=str(answer),
         question_en=None if question_en is None else field("question_en"),
         price=None if price is None else float(price),
-    )  # fmt: skip
+    )
 
 
 # --- tokenizer --------------------------------------------------------------------------------------------------
@@ -221,8 +230,13 @@ TOOLS_INTRO = (
 )
 TOOLS_OUTRO = (
     "\n</tools>\n\nFor each function call, return a json object with function name and arguments within ",
-    CALL, END_CALL, " XML tags:\n", CALL, '\n{"name": <function-name>, "arguments": <args-json-object>}\n', END_CALL,
-)  # fmt: skip
+    CALL,
+    END_CALL,
+    " XML tags:\n",
+    CALL,
+    '\n{"name": <function-name>, "arguments": <args-json-object>}\n',
+    END_CALL,
+)
 TOOL_SCHEMA = {
     "type": "function",
     "function": {
@@ -250,8 +264,9 @@ class Chat:
         return encode_prompt(task, tokenizer, self.system, not self.think_block, self.tool_schema)
 
 
-def encode_prompt(task: Task, tokenizer: Tokenizer, system: str | None = None, think: bool = False,
-                  tools: bool = True) -> list[int]:  # fmt: skip
+def encode_prompt(
+    task: Task, tokenizer: Tokenizer, system: str | None = None, think: bool = False, tools: bool = True
+) -> list[int]:
     """The prompt's ids, up to where the assistant begins.
 
     `think=False` closes the thinking with an empty think block, as Qwen3's template does; `think=True` leaves the

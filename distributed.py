@@ -65,8 +65,12 @@ def together():
         if world() == 1 or not (isinstance(error, dist.DistError) or "gloo" in text):
             raise
         reason = text.splitlines()[0].split(". ")[0]
-        print(f"rank {rank()} of {world()} stops: another rank is gone ({reason}). The run goes on from its last "
-              "checkpoint with --resume and any number of ranks.", file=sys.stderr, flush=True)  # fmt: skip
+        print(
+            f"rank {rank()} of {world()} stops: another rank is gone ({reason}). The run goes on from its last "
+            "checkpoint with --resume and any number of ranks.",
+            file=sys.stderr,
+            flush=True,
+        )
         os._exit(1)  # leaving the group in order would wait for the lost rank
     finally:
         if dist.is_initialized():

@@ -116,13 +116,24 @@ class Recorded(Engine):
 
 # From English, to English. Mode names are not uniform, and of several ways this is the one that measured best.
 ROUTES = {
-    "an": "eng-spa spa-arg, arg-spa spa-eng", "ast": "eng-spa spa-ast,", "br": ", br-fr fr-es spa-eng",
-    "ca": "eng-cat, cat-eng", "eo": "en-eo, eo-en", "es": "eng-spa, spa-eng", "eu": ", eu-en",
-    "fr": "eng-spa es-fr, fra-cat cat-eng", "frp": "eng-spa es-fr fra-frp, frp-fra fr-es spa-eng",
-    "gl": "en-gl, gl-en", "is": ", isl-eng", "it": "eng-spa spa-ita, ita-spa spa-eng", "mk": ", mkd-eng",
-    "oc": "eng-spa es-oc, oc-es spa-eng", "pt": "eng-spa es-pt, pt-es spa-eng", "ro": ", ro-es spa-eng",
+    "an": "eng-spa spa-arg, arg-spa spa-eng",
+    "ast": "eng-spa spa-ast,",
+    "br": ", br-fr fr-es spa-eng",
+    "ca": "eng-cat, cat-eng",
+    "eo": "en-eo, eo-en",
+    "es": "eng-spa, spa-eng",
+    "eu": ", eu-en",
+    "fr": "eng-spa es-fr, fra-cat cat-eng",
+    "frp": "eng-spa es-fr fra-frp, frp-fra fr-es spa-eng",
+    "gl": "en-gl, gl-en",
+    "is": ", isl-eng",
+    "it": "eng-spa spa-ita, ita-spa spa-eng",
+    "mk": ", mkd-eng",
+    "oc": "eng-spa es-oc, oc-es spa-eng",
+    "pt": "eng-spa es-pt, pt-es spa-eng",
+    "ro": ", ro-es spa-eng",
     "sc": "eng-cat cat-srd,",
-}  # fmt: skip
+}
 
 
 class Apertium(Engine):
@@ -186,8 +197,15 @@ def _stage(command: list[str], texts: list[str], end: float) -> list[str]:
 def _run(command: list[str], text: str, end: float) -> str:
     rest, utf8 = max(0.0, end - time.monotonic()), {**os.environ, "LC_ALL": "C.UTF-8"}
     try:
-        return subprocess.run(command, input=text.encode(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                              check=True, timeout=rest, env=utf8).stdout.decode()  # fmt: skip
+        return subprocess.run(
+            command,
+            input=text.encode(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            check=True,
+            timeout=rest,
+            env=utf8,
+        ).stdout.decode()
     except subprocess.TimeoutExpired:
         raise TransientError("no answer in time") from None
     except (subprocess.CalledProcessError, OSError, UnicodeDecodeError):
@@ -279,8 +297,11 @@ class Apy(Http):
 
     def _read(self, answer, text):
         words = set(text.split())  # markUnknown=no leaves @ and #; what stood in the text before is no mark
-        return re.sub(r"(?<!\S)[@#](?=[^\W\d_])\S+", lambda word: word[0] if word[0] in words else word[0][1:],
-                      answer["responseData"]["translatedText"])  # fmt: skip
+        return re.sub(
+            r"(?<!\S)[@#](?=[^\W\d_])\S+",
+            lambda word: word[0] if word[0] in words else word[0][1:],
+            answer["responseData"]["translatedText"],
+        )
 
 
 class ChatEngine(Http):
@@ -302,8 +323,10 @@ class ChatEngine(Http):
         self.version = f"{self._model} {self._url} prompt-{hashlib.sha256(self.prompt.encode()).hexdigest()[:8]}"
 
     def _request(self, text, source, target):
-        messages = [{"role": "system", "content": self.prompt.format(source=source, target=target)},
-                    {"role": "user", "content": text}]  # fmt: skip
+        messages = [
+            {"role": "system", "content": self.prompt.format(source=source, target=target)},
+            {"role": "user", "content": text},
+        ]
         return "/chat/completions", {"model": self._model, "temperature": 0, "messages": messages}
 
     def _read(self, answer, text):

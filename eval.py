@@ -34,12 +34,21 @@ MEASURES = ("accuracy", "tool_rate", "cost")
 Outcome = tuple[Rollout, Score]
 
 
-def evaluate(model: Qwen3, tokenizer: Tokenizer, tasks: list, translator: Translator, options: Options,
-             mode: str = "free", temperature: float = 1.0, seed: int = 0) -> list[Outcome]:  # fmt: skip
+def evaluate(
+    model: Qwen3,
+    tokenizer: Tokenizer,
+    tasks: list,
+    translator: Translator,
+    options: Options,
+    mode: str = "free",
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> list[Outcome]:
     """One rollout for each task and its score. The same seed means the same uniform numbers for any policy."""
     generator = torch.Generator().manual_seed(seed)
-    rollouts = rollout(model, tokenizer, tasks, 1, translator, generator, mode=mode, temperature=temperature,
-                       **options.sampling())  # fmt: skip
+    rollouts = rollout(
+        model, tokenizer, tasks, 1, translator, generator, mode=mode, temperature=temperature, **options.sampling()
+    )
     return [(r, score(r, tokenizer, options.answer)) for r in rollouts]
 
 
@@ -84,8 +93,12 @@ def compare(before: dict[str, list[Outcome]], after: dict[str, list[Outcome]]) -
         report[group] = {"n": len(before[group])}
         for name in MEASURES:
             difference, low, high = (round(x, 4) for x in paired_difference(a[name], b[name]))
-            report[group][name] = {"before": round(float(a[name].mean()), 4), "after": round(float(b[name].mean()), 4),
-                                   "difference": difference, "interval": [low, high]}  # fmt: skip
+            report[group][name] = {
+                "before": round(float(a[name].mean()), 4),
+                "after": round(float(b[name].mean()), 4),
+                "difference": difference,
+                "interval": [low, high],
+            }
     return report
 
 
@@ -100,8 +113,10 @@ def compare_table(report: dict[str, dict], before: str, after: str) -> str:
         a, t, c = (row[name] for name in MEASURES)
         low, high = a["interval"]
         difference = f"{100 * a['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-        lines.append(f"{group:12}{100 * a['before']:8.1f}{100 * a['after']:8.1f}  {difference:<21}  "
-                     f"{t['before']:7.2f}{t['after']:7.2f}  {c['before']:7.2f}{c['after']:7.2f}")  # fmt: skip
+        lines.append(
+            f"{group:12}{100 * a['before']:8.1f}{100 * a['after']:8.1f}  {difference:<21}  "
+            f"{t['before']:7.2f}{t['after']:7.2f}  {c['before']:7.2f}{c['after']:7.2f}"
+        )
     return "\n".join(lines)
 
 
@@ -112,8 +127,9 @@ def table(reports: dict[str, dict[str, dict]], title: str) -> str:
     lines.append(f"{'':22}" + "".join(f"{'reward':>8}{'tool':>7}{'cost':>7}  " for _ in names))
     for part in dict.fromkeys(part for report in reports.values() for part in report):
         cells = [report[part] for report in reports.values()]
-        lines.append(f"{part:22}" + "".join(
-            f"{100 * c['accuracy']:8.1f}{c['tool_rate']:7.2f}{c['cost']:7.2f}  " for c in cells))  # fmt: skip
+        lines.append(
+            f"{part:22}" + "".join(f"{100 * c['accuracy']:8.1f}{c['tool_rate']:7.2f}{c['cost']:7.2f}  " for c in cells)
+        )
     return "\n".join(lines)
 
 
@@ -135,8 +151,10 @@ def show(path, limit: int, out=sys.stdout) -> None:
                 (mine if sampled[a] else theirs).format(tokenizer.decode(ids[a:b])) for a, b in _runs(sampled)
             )
             verdict = "right" if result["correct"] else f"wrong, the answer is {task['answer']!r}"
-            head = (f"--- step {row.get('step', '-')}  {task['id']}  {verdict}, cost {result['cost']:.2f}, "
-                    f"stop {row['stop']}, advantage {row.get('advantage', 0):+.2f}")  # fmt: skip
+            head = (
+                f"--- step {row.get('step', '-')}  {task['id']}  {verdict}, cost {result['cost']:.2f}, "
+                f"stop {row['stop']}, advantage {row.get('advantage', 0):+.2f}"
+            )
             question = "\n".join((task["question"], *task["choices"]))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}:{number}: not a rollout ({error!r})") from None
@@ -196,8 +214,10 @@ def main(argv: list[str] | None = None) -> None:
             show(options.show, options.limit)
             return
         require(bool(options.policy), "name at least one --policy, or a file to --show")
-        require(not options.plot or importlib.util.find_spec("matplotlib") is not None,
-                "--plot needs matplotlib: pip install matplotlib")  # fmt: skip
+        require(
+            not options.plot or importlib.util.find_spec("matplotlib") is not None,
+            "--plot needs matplotlib: pip install matplotlib",
+        )
         for path in filter(None, (options.json, options.plot)):
             require(Path(path).parent.is_dir(), f"{path}: there is no directory {Path(path).parent}")
         groups = evaluation_tasks(options, options.part, options.items)
@@ -215,8 +235,10 @@ def main(argv: list[str] | None = None) -> None:
             for group in wanted
         }
     items = "/".join(str(n) for n in dict.fromkeys(len(o) for o in next(iter(outcomes.values())).values()))
-    print(f"{items} {options.part} items a group, mode {options.mode}, "
-          f"{'greedy' if options.greedy else 'sampled at temperature 1'}, seed {options.seed}")  # fmt: skip
+    print(
+        f"{items} {options.part} items a group, mode {options.mode}, "
+        f"{'greedy' if options.greedy else 'sampled at temperature 1'}, seed {options.seed}"
+    )
     everything = {name: [o for group in by_group.values() for o in group] for name, by_group in outcomes.items()}
     for name, found in everything.items():
         if failed := summary(found)["tool_error_rate"]:

@@ -184,13 +184,15 @@ def dry_run(config) -> str:
             f"  update, micro-batches of {batch.rows} such rows, prompts shared: {describe(training)}",
         ]
     most = count * config.max_new_tokens
-    return "\n".join([
-        introduction(config, draw_tasks(0, 1)[0], tokenizer),
-        *lines,
-        f"plan: {config.steps} steps, each {config.prompts} prompts x {config.group_size} = {count} rollouts and "
-        f"{config.minibatches} optimizer steps",
-        f"  in all {config.steps * count:,} rollouts and at most {config.steps * most:,} tokens, {most:,} a step",
-        f"  every {config.eval_every} steps validation, {config.validation_items} items in each of "
-        f"{', '.join(config.tiers)}; every {config.save_every} steps a checkpoint",
-        "nothing was written",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            introduction(config, draw_tasks(0, 1)[0], tokenizer),
+            *lines,
+            f"plan: {config.steps} steps, each {config.prompts} prompts x {config.group_size} = {count} rollouts and "
+            f"{config.minibatches} optimizer steps",
+            f"  in all {config.steps * count:,} rollouts and at most {config.steps * most:,} tokens, {most:,} a step",
+            f"  every {config.eval_every} steps validation, {config.validation_items} items in each of "
+            f"{', '.join(config.tiers)}; every {config.save_every} steps a checkpoint",
+            "nothing was written",
+        ]
+    )

@@ -26,8 +26,9 @@ RATIOS = ("sequence", "token")
 MAX_CHARGE = 0.99  # of a right answer's reward: it never gets less than a wrong one
 
 
-def confidence(correct: Tensor, used_tool: Tensor, estimator: str, probe: Tensor | None = None,
-               valid: Tensor | None = None) -> Tensor:  # fmt: skip
+def confidence(
+    correct: Tensor, used_tool: Tensor, estimator: str, probe: Tensor | None = None, valid: Tensor | None = None
+) -> Tensor:
     """How well the model does on a prompt by itself: kappa(x) in [0, 1].
 
         native: sum_i c_i (1 - u_i) / sum_i (1 - u_i)   the group's tool-free rollouts; 0 if it has none
@@ -57,8 +58,9 @@ def gate(kappa: Tensor, rule: str, threshold: float) -> Tensor:
     return (kappa >= threshold).to(kappa.dtype)
 
 
-def shaped_reward(correct: Tensor, cost: Tensor, gate: Tensor, cost_weight: float | Tensor,
-                  penalty: str = "multiply") -> Tensor:  # fmt: skip
+def shaped_reward(
+    correct: Tensor, cost: Tensor, gate: Tensor, cost_weight: float | Tensor, penalty: str = "multiply"
+) -> Tensor:
     """What is optimised: correctness less the price of the calls, where the gate g is open.
 
         multiply: r_i = c_i (1 - min(lambda k_i g, MAX_CHARGE))     a wrong answer is not charged
@@ -115,8 +117,15 @@ def log_ratio(logps: Tensor, old_logps: Tensor, sampled: Tensor, ratio: str = "s
     return torch.where(sampled, mean, 0.0)
 
 
-def gspo_loss(logps: Tensor, old_logps: Tensor, sampled: Tensor, advantages: Tensor, clip_low: float, clip_high: float,
-              ratio: str = "sequence") -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+def gspo_loss(
+    logps: Tensor,
+    old_logps: Tensor,
+    sampled: Tensor,
+    advantages: Tensor,
+    clip_low: float,
+    clip_high: float,
+    ratio: str = "sequence",
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The clipped objective to minimise, averaged over the rows, and what to log about it.
 
         sequence: loss = -(1/B) sum_i min(s_i A_i, clip(s_i, 1 - clip_low, 1 + clip_high) A_i)

@@ -29,8 +29,10 @@ def guard(pool: list[Task], source: str, evaluation_data: tuple[str, ...], allow
         files = ", ".join(evaluation_data)
         print("--allow-evaluation-data:", f"{message} ({files})" if files else "no --evaluation-data to compare with")
     elif leaks:
-        raise ValueError(f"{source}: {message}, the first is {leaks[0][0]!r}, which is that of {leaks[0][1]}: "
-                         "leave them out, or say --allow-evaluation-data")  # fmt: skip
+        raise ValueError(
+            f"{source}: {message}, the first is {leaks[0][0]!r}, which is that of {leaks[0][1]}: "
+            "leave them out, or say --allow-evaluation-data"
+        )
 
 
 def evaluation_places(path: str) -> dict[tuple[str, str], str]:

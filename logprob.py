@@ -207,9 +207,17 @@ if triton is not None:
 
     @triton.jit
     def _stats_kernel(
-        logits_ptr, targets_ptr, logps_ptr, entropy_ptr, row_max_ptr, log_sum_ptr,
-        row_stride, V, temperature, BLOCK: tl.constexpr,
-    ):  # fmt: skip
+        logits_ptr,
+        targets_ptr,
+        logps_ptr,
+        entropy_ptr,
+        row_max_ptr,
+        log_sum_ptr,
+        row_stride,
+        V,
+        temperature,
+        BLOCK: tl.constexpr,
+    ):
         """One program a row; sums are rescaled as the maximum grows (Milakov and Gimelshein 2018, arXiv 1805.02867)."""
         row = tl.program_id(0).to(tl.int64)  # row * row_stride can pass 2^31
         logits_ptr += row * row_stride
@@ -235,9 +243,16 @@ if triton is not None:
 
     @triton.jit
     def _gradient_kernel(
-        logits_ptr, targets_ptr, row_max_ptr, log_sum_ptr, grad_logps_ptr,
-        row_stride, V, temperature, BLOCK: tl.constexpr,
-    ):  # fmt: skip
+        logits_ptr,
+        targets_ptr,
+        row_max_ptr,
+        log_sum_ptr,
+        grad_logps_ptr,
+        row_stride,
+        V,
+        temperature,
+        BLOCK: tl.constexpr,
+    ):
         """One program per row and block of the vocabulary."""
         row = tl.program_id(0).to(tl.int64)
         ids = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

@@ -255,8 +255,9 @@ class Qwen3(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
-    def forward(self, ids: Tensor, cache: Cache | None = None, positions: Tensor | None = None,
-                packed: Packed | None = None) -> Tensor:  # fmt: skip
+    def forward(
+        self, ids: Tensor, cache: Cache | None = None, positions: Tensor | None = None, packed: Packed | None = None
+    ) -> Tensor:
         """Hidden states after the last norm: ids [B, T] -> [B, T, C].
 
         Alone, token t attends to tokens 0..t of its own row. With `packed`, ids [1, N] are the tokens it tells of.

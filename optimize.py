@@ -31,8 +31,9 @@ def learning_rate(config, step: int) -> float:
 def adamw(model: Qwen3, config) -> torch.optim.AdamW:
     """The optimizer, in fp32 and without weight decay."""
     is_cuda = model.embed_tokens.weight.is_cuda  # the fused step makes no temporary copies of all weights
-    return torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0,
-                             fused=is_cuda or None)  # fmt: skip
+    return torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=is_cuda or None
+    )
 
 
 def plan(groups: list[int], lengths: list[int], budget: int) -> list[list[int]]:
@@ -136,8 +137,12 @@ def update(model: Qwen3, optimizer, rollouts: list[Rollout], advantages: Tensor,
             distributed.sum_gradients(model, now=i + 1 == len(batches))
             (loss * share).backward()
             record = {name: float(value) for name, value in metrics.items()}
-            record |= {"loss": loss.item() * share, "entropy": float(entropy.sum() / sampled.sum()),
-                       "tokens": int(sampled.sum()), "mismatch": None}  # fmt: skip
+            record |= {
+                "loss": loss.item() * share,
+                "entropy": float(entropy.sum() / sampled.sum()),
+                "tokens": int(sampled.sum()),
+                "mismatch": None,
+            }
             if not norms:  # same weights as the sampler had: what remains is the two computations' difference
                 theirs = [torch.tensor(rollouts[i].logps, device=logps.device) for i in batch]
                 theirs = torch.nn.utils.rnn.pad_sequence(theirs, batch_first=True)  # [B, T]

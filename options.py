@@ -72,9 +72,22 @@ PRESETS = {
 
 
 MAY_BE_ZERO = {  # all other numbers among the options must be positive
-    "tool_noise", "money_per_char", "max_cost", "workers", "price_call", "price_char", "max_calls", "threshold",
-    "cost_weight", "max_price", "warmup_steps", "decay", "log_rollouts", "seed", "max_tool_errors",
-}  # fmt: skip
+    "tool_noise",
+    "money_per_char",
+    "max_cost",
+    "workers",
+    "price_call",
+    "price_char",
+    "max_calls",
+    "threshold",
+    "cost_weight",
+    "max_price",
+    "warmup_steps",
+    "decay",
+    "log_rollouts",
+    "seed",
+    "max_tool_errors",
+}
 
 
 @dataclass(frozen=True)
@@ -129,9 +142,14 @@ class Options:
 
     def sampling(self) -> dict:
         """The keyword arguments that a rollout takes from the options."""
-        return {"max_new_tokens": self.max_new_tokens, "max_calls": self.max_calls, "max_rows": self.max_rows,
-                "workers": self.workers, "chat": self.chat,
-                "prices": Prices(self.price_call, self.price_char)}  # fmt: skip
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "max_calls": self.max_calls,
+            "max_rows": self.max_rows,
+            "workers": self.workers,
+            "chat": self.chat,
+            "prices": Prices(self.price_call, self.price_char),
+        }
 
 
 @dataclass(frozen=True)
@@ -221,8 +239,13 @@ def open_translator(options: Options) -> Translator:
         engine = open_engine(options.translator)
     except ValueError as error:
         raise ValueError(f"--translator {options.translator}: {error}, or lexicon") from None
-    return Service(engine, options.cache or ":memory:", concurrency=max(1, options.workers),
-                   price=options.money_per_char, max_cost=options.max_cost or None)  # fmt: skip
+    return Service(
+        engine,
+        options.cache or ":memory:",
+        concurrency=max(1, options.workers),
+        price=options.money_per_char,
+        max_cost=options.max_cost or None,
+    )
 
 
 def training_tasks(options: TrainingOptions, tiers: list[str], seed: int):

@@ -45,10 +45,25 @@ from train import Config
 
 # Options that decide no result. A new option of train.py that decides none belongs here, or everything is run again.
 NEUTRAL = {
-    "preset", "model", "out", "resume", "device", "max_rows", "workers", "cache", "money_per_char", "max_cost",
-    "max_tool_errors", "save_every", "test_items", "log_rollouts", "checkpoint_activations", "dry_run",
-    "evaluation_data", "allow_evaluation_data",
-}  # fmt: skip
+    "preset",
+    "model",
+    "out",
+    "resume",
+    "device",
+    "max_rows",
+    "workers",
+    "cache",
+    "money_per_char",
+    "max_cost",
+    "max_tool_errors",
+    "save_every",
+    "test_items",
+    "log_rollouts",
+    "checkpoint_activations",
+    "dry_run",
+    "evaluation_data",
+    "allow_evaluation_data",
+}
 
 
 @dataclass(frozen=True)
@@ -171,10 +186,13 @@ def run(pending: Pending, options: ReproduceOptions) -> str:
         found["outcomes"][label] = {name: pack(values, UNITS[name]) for name, values in measures.items()}
     seconds += time.perf_counter() - started
     found |= {
-        "name": job.name, "seed": seed, "command": command(job, seed, options), "seconds": round(seconds),
+        "name": job.name,
+        "seed": seed,
+        "command": command(job, seed, options),
+        "seconds": round(seconds),
         "machine": f"{platform.machine()}, torch {torch.__version__}, one thread",
         "configuration": configuration(job, seed, options),
-    }  # fmt: skip
+    }
     if job.trains:
         found["best"] = json.loads((policy_directory(directory) / "state.json").read_text())
         found["curves"] = curves(directory / "metrics.jsonl")
@@ -266,8 +284,11 @@ def policy_pool(jobs: list[Job], options: ReproduceOptions) -> dict[str, Policy]
         if not results or job.experiment == "ablations":
             continue
         if job.name == "base":
-            modes = (("base", "free", ""), ("never translate", "forbidden", " --mode forbidden"),
-                     ("always translate", "forced", " --mode forced"))  # fmt: skip
+            modes = (
+                ("base", "free", ""),
+                ("never translate", "forbidden", " --mode forbidden"),
+                ("always translate", "forced", " --mode forced"),
+            )
             for name, mode, words in modes:
                 add(name, name, job, results, f"test/{mode}", words)
             add_routers(results, "")

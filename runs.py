@@ -41,10 +41,23 @@ class Run:
         if not saved.is_file():
             raise ValueError(f"{directory}: no run to resume (config.json is missing)")
         before, now = json.loads(saved.read_text()), json.loads(json.dumps(asdict(config)))
-        free = {"steps", "out", "resume", "device", "max_rows", "workers", "cache", "max_cost", "max_tool_errors",
-                "checkpoint_activations"}  # fmt: skip
-        different = [f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in now
-                     if name not in free and before.get(name) != now[name]]  # fmt: skip
+        free = {
+            "steps",
+            "out",
+            "resume",
+            "device",
+            "max_rows",
+            "workers",
+            "cache",
+            "max_cost",
+            "max_tool_errors",
+            "checkpoint_activations",
+        }
+        different = [
+            f"{name} was {before.get(name)!r}, is {now[name]!r}"
+            for name in now
+            if name not in free and before.get(name) != now[name]
+        ]
         if different:
             raise ValueError(f"{directory}: the options differ from the run's: {'; '.join(different)}")
         if checkpoint := self.last_checkpoint():
@@ -93,11 +106,13 @@ class Run:
         """`step-000040/`: a Hugging Face directory plus optimizer and state. The two newest are kept."""
         names = [name for name, _ in model.named_parameters()]
         policy = distributed.whole_model(model)
-        moments = distributed.whole({
-            f"{names[i]}.{key}": value
-            for i, entry in optimizer.state_dict()["state"].items()
-            for key, value in entry.items()
-        })  # fmt: skip
+        moments = distributed.whole(
+            {
+                f"{names[i]}.{key}": value
+                for i, entry in optimizer.state_dict()["state"].items()
+                for key, value in entry.items()
+            }
+        )
         if not self.is_writer:
             return
 

@@ -75,8 +75,15 @@ class Row:
         self.unread += ids
 
     def finish(self) -> Rollout:
-        return Rollout(self.task, tuple(self.prompt_ids), tuple(self.ids), tuple(self.sampled), tuple(self.logps),
-                       tuple(self.calls), self.stop)  # fmt: skip
+        return Rollout(
+            self.task,
+            tuple(self.prompt_ids),
+            tuple(self.ids),
+            tuple(self.sampled),
+            tuple(self.logps),
+            tuple(self.calls),
+            self.stop,
+        )
 
 
 @dataclass(frozen=True)
@@ -104,10 +111,23 @@ class InLine(Executor):
 
 
 @torch.no_grad()
-def rollout(model: Qwen3, tokenizer: Tokenizer, tasks: list[Task], group_size: int, translator: Translator,
-            generator: torch.Generator, *, mode: str = "free", temperature: float = 1.0, max_new_tokens: int,
-            max_calls: int = 2, max_rows: int | None = None, chat: Chat | None = None,
-            prices: Prices | None = None, workers: int = 0) -> list[Rollout]:  # fmt: skip
+def rollout(
+    model: Qwen3,
+    tokenizer: Tokenizer,
+    tasks: list[Task],
+    group_size: int,
+    translator: Translator,
+    generator: torch.Generator,
+    *,
+    mode: str = "free",
+    temperature: float = 1.0,
+    max_new_tokens: int,
+    max_calls: int = 2,
+    max_rows: int | None = None,
+    chat: Chat | None = None,
+    prices: Prices | None = None,
+    workers: int = 0,
+) -> list[Rollout]:
     """`group_size` rollouts of each task, group after group.
 
     `mode`: "free"; "forced" begins each rollout with an inserted call; "forbidden" masks the call token. `temperature`
@@ -173,8 +193,9 @@ def decode(model: Qwen3, all_rows: list[Row], at_a_time: int, group_size: int, u
                     row.stop = "length"
 
 
-def reseat(model: Qwen3, rows: list[Row], waiting: deque[Row], hidden: Tensor, cache: Cache, group_size: int,
-           setting: Setting) -> tuple[list[Row], Tensor, Cache]:  # fmt: skip
+def reseat(
+    model: Qwen3, rows: list[Row], waiting: deque[Row], hidden: Tensor, cache: Cache, group_size: int, setting: Setting
+) -> tuple[list[Row], Tensor, Cache]:
     """Finished rows leave their places to waiting ones, whole groups at once; if none waits, they leave the batch.
 
     Both copy parts of the cache, so neither is done before three rows in ten have finished.

@@ -31,15 +31,7 @@ from data import Task
 from eval import compare, compare_table, evaluate, summary
 from forecast import dry_run, introduction
 from optimize import adamw, learning_rate, update
-from options import (
-    TrainingOptions,
-    clear_errors,
-    evaluation_tasks,
-    open_translator,
-    parse,
-    require,
-    training_tasks,
-)
+from options import TrainingOptions, clear_errors, evaluation_tasks, open_translator, parse, require, training_tasks
 from reward import score
 from runs import Run, load_policy, policy_directory, rollout_row, step_metrics, write_json
 from sampler import Rollout, rollout
@@ -120,8 +112,17 @@ def sample(model, tokenizer, tasks, translator, config: Config, step: int) -> tu
 
     def run(group_size: int, purpose: int, mode: str) -> list[Rollout]:
         rng = generator(config.seed, step, purpose, distributed.rank())
-        mine = rollout(policy, tokenizer, distributed.share(tasks), group_size, translator, rng, mode=mode,
-                       temperature=config.temperature, **config.sampling())  # fmt: skip
+        mine = rollout(
+            policy,
+            tokenizer,
+            distributed.share(tasks),
+            group_size,
+            translator,
+            rng,
+            mode=mode,
+            temperature=config.temperature,
+            **config.sampling(),
+        )
         return distributed.gather(mine, group_size)
 
     rollouts = run(config.group_size, 0, "free")
@@ -256,8 +257,13 @@ def train(config: Config, device: str) -> None:
     state = run.state or {"step": 0, "best": None}
     interrupted = []  # Ctrl-C lets the step finish and be saved; the second one is not caught
     signal.signal(signal.SIGINT, lambda *_: (interrupted.append(1), signal.signal(signal.SIGINT, signal.SIG_DFL)))
-    progress = tqdm(range(state["step"], config.steps), initial=state["step"], total=config.steps, unit="step",
-                    disable=not run.is_writer)  # fmt: skip
+    progress = tqdm(
+        range(state["step"], config.steps),
+        initial=state["step"],
+        total=config.steps,
+        unit="step",
+        disable=not run.is_writer,
+    )
     for step in progress:
         clock, is_last = time.perf_counter(), step + 1 == config.steps
         for group in optimizer.param_groups:
@@ -292,8 +298,10 @@ def train(config: Config, device: str) -> None:
 
 def status(by_tier: dict[str, dict]) -> str:
     """Reward, tool rate and cost of each tier, for a line on the screen."""
-    return ", ".join(f"{tier} {100 * m['accuracy']:.0f} tool {m['tool_rate']:.2f} cost {m['cost']:.2f}"
-                     for tier, m in by_tier.items())  # fmt: skip
+    return ", ".join(
+        f"{tier} {100 * m['accuracy']:.0f} tool {m['tool_rate']:.2f} cost {m['cost']:.2f}"
+        for tier, m in by_tier.items()
+    )
 
 
 if __name__ == "__main__":

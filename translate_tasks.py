@@ -77,8 +77,9 @@ def _english_task(row: dict, names: dict[str, str], default_id: str) -> Task:
 # --- there and back ---------------------------------------------------------------------------------------------
 
 
-def translate(service: Service, texts: list[str], source: str, target: str, kinds: list[str],
-              marked: bool = False) -> list[str | Exception]:  # fmt: skip
+def translate(
+    service: Service, texts: list[str], source: str, target: str, kinds: list[str], marked: bool = False
+) -> list[str | Exception]:
     """Each text's translation, or in its place the TranslationError or the Lost that prevented it."""
     pieces = {piece: protect(piece, kinds) for text in texts for piece in cut(text, kinds)[::2]}
     sent = {key: piece for piece, (key, _) in pieces.items() if re.search(r"[^\W\d_]", key)}  # has words
@@ -133,8 +134,9 @@ def _grouped(service, groups, source, target, kinds, marked=False) -> list:
 # --- the work ---------------------------------------------------------------------------------------------------
 
 
-def fill(journal: Journal, service: Service, tasks: list[Task], ways: dict[str, bool], kinds: list[str],
-         workers: int) -> None:  # fmt: skip
+def fill(
+    journal: Journal, service: Service, tasks: list[Task], ways: dict[str, bool], kinds: list[str], workers: int
+) -> None:
     """Translate what the journal has not got, `workers` batches at a time. What stops one of them, such as the end of
     the budget, stops all, once the batches under way are in the journal."""
     jobs = []
@@ -191,10 +193,22 @@ def solve(outcomes: list[Outcome], options: "TranslateOptions") -> list[Outcome]
 
     model, tokenizer = load_policy(options.solver, options.device)
     asked = [o for o in outcomes if o.kept and o.trip.back is not None]
-    tasks = [Task("solver", "en", "high", "trained", "other", texts[0], texts[1:], "unknown")
-             for o in asked for texts in (o.source, o.trip.back)]  # fmt: skip
-    rollouts = rollout(model, tokenizer, tasks, 1, world.LexiconTranslator(), torch.Generator(), mode="forbidden",
-                       temperature=0.0, **options.sampling())  # fmt: skip
+    tasks = [
+        Task("solver", "en", "high", "trained", "other", texts[0], texts[1:], "unknown")
+        for o in asked
+        for texts in (o.source, o.trip.back)
+    ]
+    rollouts = rollout(
+        model,
+        tokenizer,
+        tasks,
+        1,
+        world.LexiconTranslator(),
+        torch.Generator(),
+        mode="forbidden",
+        temperature=0.0,
+        **options.sampling(),
+    )
     answers = [score(r, tokenizer, options.answer).answer for r in rollouts]
     solved = {}
     for o, before, after in zip(asked, answers[::2], answers[1::2], strict=True):
@@ -210,16 +224,30 @@ def kept_row(task: Task, outcome: Outcome, head: dict, route: dict) -> dict:
     question, *choices = outcome.trip.translation
     tier, split = tier_and_split(outcome.language)
     answer = choices[task.choices.index(task.answer)] if task.answer in task.choices else task.answer
-    translated = Task(f"{outcome.language}/{task.id}", outcome.language, tier, split, task.domain, question,
-                      tuple(choices), answer, task.question)  # fmt: skip
+    translated = Task(
+        f"{outcome.language}/{task.id}",
+        outcome.language,
+        tier,
+        split,
+        task.domain,
+        question,
+        tuple(choices),
+        answer,
+        task.question,
+    )
     row = {name: value for name, value in asdict(translated).items() if value is not None}
     origin = {"source_id": task.id, "engine": head["engine"], "version": head["version"], **route}
     return {**row, "provenance": {**origin, "scores": outcome.verdict.scores}}
 
 
 def rejected_row(outcome: Outcome) -> dict:
-    row = {"id": outcome.id, "language": outcome.language, "reasons": outcome.verdict.failures,
-           "scores": outcome.verdict.scores, "source": outcome.source}  # fmt: skip
+    row = {
+        "id": outcome.id,
+        "language": outcome.language,
+        "reasons": outcome.verdict.failures,
+        "scores": outcome.verdict.scores,
+        "source": outcome.source,
+    }
     return row if outcome.trip is None else {**row, "translation": outcome.trip.translation, "back": outcome.trip.back}
 
 
@@ -269,8 +297,10 @@ class TranslateOptions(Options):
         for code in self.codes:
             tier_and_split(code)
         require(set(self.kinds) <= set(KINDS), f"--protect {self.protect}: there are {', '.join(KINDS)}")
-        require(len(self.thresholds) == 2 and all(0 <= t <= 100 for t in self.thresholds),
-                f"--threshold {self.threshold}: two numbers from 0 to 100 were expected, as 60,50")  # fmt: skip
+        require(
+            len(self.thresholds) == 2 and all(0 <= t <= 100 for t in self.thresholds),
+            f"--threshold {self.threshold}: two numbers from 0 to 100 were expected, as 60,50",
+        )
 
     @property
     def codes(self) -> list[str]:
@@ -310,8 +340,11 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{stop}; what is translated is kept, run again to go on", file=sys.stderr)
         sys.exit(3)
     hops = {code: max(len(way["there"]), len(way["back"] or ())) for code, way in routes.items()}
-    outcomes = [outcome(journal.find(task, code), options.thresholds[hops[code] > 1], options.one_way)
-                for code in options.codes for task in tasks]  # fmt: skip
+    outcomes = [
+        outcome(journal.find(task, code), options.thresholds[hops[code] > 1], options.one_way)
+        for code in options.codes
+        for task in tasks
+    ]
     if options.solver:
         outcomes = solve(outcomes, options)
     by_id = {task.id: task for task in tasks}
@@ -323,8 +356,9 @@ def main(argv: list[str] | None = None) -> None:
     _write(summary, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     _write(summary.with_suffix(".html"), page(content))
     for code, row in content["languages"].items():
-        reasons = ", ".join(f"{name} {c['made'] - c['passed']}" for name, c in row["checks"].items()
-                            if c["passed"] < c["made"])  # fmt: skip
+        reasons = ", ".join(
+            f"{name} {c['made'] - c['passed']}" for name, c in row["checks"].items() if c["passed"] < c["made"]
+        )
         print(f"{code:14} kept {row['kept']} of {row['tasks']} ({row['yield']:.0%})   rejected by: {reasons or '-'}")
     meters = ", ".join(f"{name} {round(value, 2):g}" for name, value in service.meters.items())
     print(f"{output}, {summary.with_suffix('.html')}   engine: {meters}")

@@ -39,8 +39,10 @@ def open_engine(spec: str) -> Engine:
         return Recorded(path, texts=fields.pop("texts", None), fields=fields)
     classes = {"libre": Libre, "apy": Apy, "chat": ChatEngine}
     if name not in classes or scheme not in ("http", "https"):
-        raise ValueError(f"there is no translator {spec!r}, allowed: apertium, recorded:FILE, libre+http(s)://HOST, "
-                         "apy+http(s)://HOST, chat+http(s)://HOST/v1?model=NAME")  # fmt: skip
+        raise ValueError(
+            f"there is no translator {spec!r}, allowed: apertium, recorded:FILE, libre+http(s)://HOST, "
+            "apy+http(s)://HOST, chat+http(s)://HOST/v1?model=NAME"
+        )
     engine = classes[name](f"{scheme}:{rest}")
     if engine.options:
         raise ValueError(f"{spec}: unknown options {[*engine.options]}")
@@ -59,8 +61,10 @@ class Cache:
         self._lock = threading.Lock()
         try:
             self._db = sqlite3.connect(path, timeout=60, check_same_thread=False)
-            self._db.execute("CREATE TABLE IF NOT EXISTS translations (engine, version, route, text, translation, "
-                             "PRIMARY KEY (engine, version, route, text)) WITHOUT ROWID")  # fmt: skip
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS translations (engine, version, route, text, translation, "
+                "PRIMARY KEY (engine, version, route, text)) WITHOUT ROWID"
+            )
         except sqlite3.Error as error:
             raise ValueError(f"{path}: no cache of translations ({error})") from None
 
@@ -85,9 +89,18 @@ class Service:
     requests run at a time. `price` is money per character (1 counts characters), `max_cost` what may be spent.
     """
 
-    def __init__(self, engine: Translator, cache=":memory:", *, deadline: float = 300.0, retries: int = 4,
-                 backoff: float = 0.5, concurrency: int = 8, price: float = 0.0,
-                 max_cost: float | None = None):  # fmt: skip
+    def __init__(
+        self,
+        engine: Translator,
+        cache=":memory:",
+        *,
+        deadline: float = 300.0,
+        retries: int = 4,
+        backoff: float = 0.5,
+        concurrency: int = 8,
+        price: float = 0.0,
+        max_cost: float | None = None,
+    ):
         self.engine, self.name, self.version = engine, engine.name, getattr(engine, "version", None)
         if self.version is None and str(cache) != ":memory:":
             raise ValueError(f"the engine {self.name} has no version to keep its answers under")

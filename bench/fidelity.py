@@ -35,8 +35,12 @@ def in_the_world(noise: float, count: int) -> dict[str, float]:
         kept = outcome(line, threshold, one_way=False).kept
         intact = truth.answer(line["translation"][0], code) == task.answer
         found.update({"kept": kept, "intact": intact, "both": kept and intact})
-    return {"intact": found["intact"] / count, "kept": found["kept"] / count,
-            "fidelity": found["both"] / max(1, found["kept"]), "yield": found["both"] / found["intact"]}  # fmt: skip
+    return {
+        "intact": found["intact"] / count,
+        "kept": found["kept"] / count,
+        "fidelity": found["both"] / max(1, found["kept"]),
+        "yield": found["both"] / found["intact"],
+    }
 
 
 def rows(name: str) -> list[dict]:
@@ -46,8 +50,11 @@ def rows(name: str) -> list[dict]:
 
 def human_verdicts(language: str) -> list[Verdict]:
     """Of the human translations of 250 questions, by the checks that need no way back."""
-    return [verify(RoundTrip(language, (row["question_en"],), (row["question"],), None))
-            for row in rows("mgsm") if row["lang"] == language]  # fmt: skip
+    return [
+        verify(RoundTrip(language, (row["question_en"],), (row["question"],), None))
+        for row in rows("mgsm")
+        if row["lang"] == language
+    ]
 
 
 def recorded_verdicts(language: str) -> list[Verdict]:
@@ -59,8 +66,13 @@ def recorded_verdicts(language: str) -> list[Verdict]:
             hops = max(len(row["there"]), len(row["back"] or ()))
             back = None if row["back"] is None else (row["back_translation"],)
             threshold = TranslateOptions(languages="es", translator="recorded").thresholds[hops > 1]
-            verdicts.append(verify(RoundTrip(language, (sources[row["id"]],), (row["translation"],), back,
-                                             row["marked_first_hop"], threshold)))  # fmt: skip
+            verdicts.append(
+                verify(
+                    RoundTrip(
+                        language, (sources[row["id"]],), (row["translation"],), back, row["marked_first_hop"], threshold
+                    )
+                )
+            )
     return verdicts
 
 
@@ -69,7 +81,8 @@ def shares(verdicts: list[Verdict], checks) -> dict[str, float]:
     made = {name for verdict in verdicts for name in verdict.made}
     passed = {name: sum(name not in verdict.failures for verdict in verdicts) for name in checks if name in made}
     return {"all": sum(not v.failures for v in verdicts) / len(verdicts)} | {
-        name: count / len(verdicts) for name, count in passed.items()}  # fmt: skip
+        name: count / len(verdicts) for name, count in passed.items()
+    }
 
 
 def table(title: str, lines: dict[str, dict[str, float]]) -> str:
@@ -84,17 +97,32 @@ def table(title: str, lines: dict[str, dict[str, float]]) -> str:
 
 def main() -> None:
     noises = (0, 0.02, 0.05, 0.1, 0.2)
-    print(table("Embedded world: 2000 tasks, by the lexicon's noise",
-                {f"{noise:.0%}": in_the_world(noise, 2000) for noise in noises}), flush=True)  # fmt: skip
+    print(
+        table(
+            "Embedded world: 2000 tasks, by the lexicon's noise",
+            {f"{noise:.0%}": in_the_world(noise, 2000) for noise in noises},
+        ),
+        flush=True,
+    )
     if not DATA.is_dir():
         print("There are no real texts here.")
         return
-    print(table("Human translations of MGSM that pass, without a way back",
-                {code: shares(human_verdicts(code), FORWARD)
-                 for code in "es de ru fr th sw bn te ja zh".split()}), flush=True)  # fmt: skip
-    print(table("Recorded round trips of Apertium that pass",
-                {code: shares(recorded_verdicts(code), FORWARD | BACKWARD)
-                 for code in "eo es gl ca an oc pt it fr frp ast sc hbs".split()}))  # fmt: skip
+    print(
+        table(
+            "Human translations of MGSM that pass, without a way back",
+            {code: shares(human_verdicts(code), FORWARD) for code in "es de ru fr th sw bn te ja zh".split()},
+        ),
+        flush=True,
+    )
+    print(
+        table(
+            "Recorded round trips of Apertium that pass",
+            {
+                code: shares(recorded_verdicts(code), FORWARD | BACKWARD)
+                for code in "eo es gl ca an oc pt it fr frp ast sc hbs".split()
+            },
+        )
+    )
 
 
 if __name__ == "__main__":

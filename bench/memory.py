@@ -45,8 +45,15 @@ def batch(options: dict) -> forecast.Batch:
 
 def cell(name: str, ranks: int, gigabytes: int, options: dict) -> str:
     """Predicted GB of the larger phase on each GPU, and whether it fits."""
-    sampling = forecast.rollouts(shape(name), options["max_rows"], options["group_size"], PROMPT,
-                                 options["max_new_tokens"], options["dtype"], ranks)  # fmt: skip
+    sampling = forecast.rollouts(
+        shape(name),
+        options["max_rows"],
+        options["group_size"],
+        PROMPT,
+        options["max_new_tokens"],
+        options["dtype"],
+        ranks,
+    )
     training = forecast.update(shape(name), batch(options), options["dtype"], options["checkpoint_activations"], ranks)
     phases = {"rollouts": sum(sampling.values()) / 1e9, "update": sum(training.values()) / 1e9}
     largest = max(phases, key=phases.get)
@@ -102,8 +109,10 @@ def main() -> None:
     if measured:
         with distributed.together():
             peak, predicted = measure_update(shape(measured), options)
-        print(f"\n{measured}, update, {torch.cuda.get_device_name()}: **measured {peak / 1e9:.1f} GB**, "
-              f"predicted {predicted / 1e9:.1f} GB")  # fmt: skip
+        print(
+            f"\n{measured}, update, {torch.cuda.get_device_name()}: **measured {peak / 1e9:.1f} GB**, "
+            f"predicted {predicted / 1e9:.1f} GB"
+        )
 
 
 if __name__ == "__main__":

@@ -37,8 +37,9 @@ class Unreliable:
         with self.lock:
             self.asked[text] += 1
             rng = random.Random(f"{text} {self.asked[text]}")
-            fate = rng.choices(["hung", "HTTP 503", "hung up", "answered"],
-                               [HANGS, FAILS / 2, FAILS / 2, 1 - FAILS - HANGS])[0]  # fmt: skip
+            fate = rng.choices(
+                ["hung", "HTTP 503", "hung up", "answered"], [HANGS, FAILS / 2, FAILS / 2, 1 - FAILS - HANGS]
+            )[0]
             self.fates[fate] += 1
             self.answered[text] += fate == "answered"
         return fate
@@ -61,11 +62,17 @@ def outage(calls: int, threads: int, timeout: float) -> dict:
             answers = list(pool.map(lambda text: service.attempt([text], "es")[0], texts))
     failed = sum(isinstance(answer, TranslationError) for answer in answers)
     translated = sum(answer == text.upper() for text, answer in zip(texts, answers, strict=True))
-    return {"texts": len(set(texts)), "translated": translated, "failed": failed,
-            "lost or mixed up": calls - translated - failed, "requests": dict(unreliable.fates),
-            "most answers to a text": max(unreliable.answered.values()),
-            "answered characters": sum(len(text) for text in unreliable.answered.elements()),
-            "meters": service.meters, "seconds": time.perf_counter() - start}  # fmt: skip
+    return {
+        "texts": len(set(texts)),
+        "translated": translated,
+        "failed": failed,
+        "lost or mixed up": calls - translated - failed,
+        "requests": dict(unreliable.fates),
+        "most answers to a text": max(unreliable.answered.values()),
+        "answered characters": sum(len(text) for text in unreliable.answered.elements()),
+        "meters": service.meters,
+        "seconds": time.perf_counter() - start,
+    }
 
 
 def main() -> None:
@@ -78,10 +85,14 @@ def main() -> None:
     meters = found["meters"]
     print(f"{args.calls} calls for {found['texts']} texts by {args.threads} threads, {found['seconds']:.1f} s")
     print(f"requests: {sum(found['requests'].values())}, of which {found['requests']}")
-    print(f"calls: {found['translated']} translated, {found['failed']} counted as failed, "
-          f"{found['lost or mixed up']} lost or mixed up")  # fmt: skip
-    print(f"answers to one text: at most {found['most answers to a text']}; paid {meters['spent']:.0f} characters, "
-          f"the server answered {found['answered characters']}")  # fmt: skip
+    print(
+        f"calls: {found['translated']} translated, {found['failed']} counted as failed, "
+        f"{found['lost or mixed up']} lost or mixed up"
+    )
+    print(
+        f"answers to one text: at most {found['most answers to a text']}; paid {meters['spent']:.0f} characters, "
+        f"the server answered {found['answered characters']}"
+    )
     whole = not found["lost or mixed up"] and found["failed"] == meters["failures"]
     paid_once = found["most answers to a text"] == 1 and meters["spent"] == found["answered characters"]
     if not (whole and paid_once):

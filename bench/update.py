@@ -45,8 +45,9 @@ def main() -> None:
     half = args.prompts // 2  # half of the rows call: long beside short
     rollouts = []
     for part, mode in ((questions[:half], "free"), (questions[half:], "forced")):
-        rollouts += rollout(model, tokenizer, part, 8, LexiconTranslator(), generator, mode=mode,
-                            **Options().sampling())  # fmt: skip
+        rollouts += rollout(
+            model, tokenizer, part, 8, LexiconTranslator(), generator, mode=mode, **Options().sampling()
+        )
     seconds, found = {padded_logps: [], shared_logps: []}, {}
     for repeat in range(args.repeats + 1):  # the first round warms up
         for form, times in seconds.items():
@@ -62,8 +63,10 @@ def main() -> None:
     prompts, answers = sum(len(r.prompt_ids) for r in rollouts), sum(len(r.ids) for r in rollouts)
     padded = len(rollouts) * max(len(r.prompt_ids) + len(r.ids) for r in rollouts)
     once = sum(map(len, {r.prompt_ids for r in rollouts})) + answers
-    print(f"{len(rollouts)} rollouts of {args.prompts} prompts, {prompts} prompt and {answers} answer tokens, "
-          f"{torch.get_num_threads()} threads; median (min, max) of seconds, forward and backward")  # fmt: skip
+    print(
+        f"{len(rollouts)} rollouts of {args.prompts} prompts, {prompts} prompt and {answers} answer tokens, "
+        f"{torch.get_num_threads()} threads; median (min, max) of seconds, forward and backward"
+    )
     for (form, times), tokens in zip(seconds.items(), (padded, once), strict=True):
         name = form.__name__.removesuffix("_logps")
         print(f"{name}, {tokens:5} tokens{statistics.median(times):8.3f} ({min(times):.3f}, {max(times):.3f})")

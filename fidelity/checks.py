@@ -72,10 +72,27 @@ _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _TENS = {word: 10 * i for i, word in enumerate(_TENS.split(), start=2)}
 _POWERS = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
 _POWERS |= {word + "s": value for word, value in _POWERS.items()}
-_OTHERS = {"once": 1, "twice": 2, "double": 2, "doubles": 2, "doubled": 2, "thrice": 3, "triple": 3, "triples": 3,
-           "tripled": 3, "half": Fraction(1, 2), "halves": Fraction(1, 2), "third": Fraction(1, 3),
-           "thirds": Fraction(1, 3), "quarter": Fraction(1, 4), "quarters": Fraction(1, 4), "fourth": Fraction(1, 4),
-           "fourths": Fraction(1, 4), "fifth": Fraction(1, 5), "fifths": Fraction(1, 5)}  # fmt: skip
+_OTHERS = {
+    "once": 1,
+    "twice": 2,
+    "double": 2,
+    "doubles": 2,
+    "doubled": 2,
+    "thrice": 3,
+    "triple": 3,
+    "triples": 3,
+    "tripled": 3,
+    "half": Fraction(1, 2),
+    "halves": Fraction(1, 2),
+    "third": Fraction(1, 3),
+    "thirds": Fraction(1, 3),
+    "quarter": Fraction(1, 4),
+    "quarters": Fraction(1, 4),
+    "fourth": Fraction(1, 4),
+    "fourths": Fraction(1, 4),
+    "fifth": Fraction(1, 5),
+    "fifths": Fraction(1, 5),
+}
 
 
 def _plain_digits(text: str) -> str:
@@ -101,8 +118,11 @@ def numerals(text: str, language: str = "en") -> list[set[Fraction]]:
             readings.add(_english(match[0].translate({ord("."): ",", ord(","): "."})))
         readings.discard(None)
         power = HAN_POWERS.get(text[match.end() :].lstrip()[:1], 1)
-        found += [{value * power for value in readings}] if readings else [
-            {Fraction(part)} for part in re.split("[.,]", match[0])]  # fmt: skip
+        found += (
+            [{value * power for value in readings}]
+            if readings
+            else [{Fraction(part)} for part in re.split("[.,]", match[0])]
+        )
     return found
 
 
@@ -286,9 +306,13 @@ def _show(values) -> str:
 
 
 FORWARD: dict[str, Callable[[RoundTrip], str]] = {  # need no way back
-    "complete": check_complete, "choices": check_choices, "questions": check_questions, "digits": check_digits,
-    "left over": check_left_over, "marks": check_marks,
-}  # fmt: skip
+    "complete": check_complete,
+    "choices": check_choices,
+    "questions": check_questions,
+    "digits": check_digits,
+    "left over": check_left_over,
+    "marks": check_marks,
+}
 BACKWARD: dict[str, Callable[[RoundTrip], str]] = {"values": check_values, "names": check_names, "chrF": check_chrf}
 
 

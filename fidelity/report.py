@@ -50,11 +50,17 @@ def report(outcomes: list[Outcome], head: dict) -> dict:
                 funnel[name] = len(left)
         draw = random.Random(f"samples {code}")
         languages[code] = {
-            "tasks": len(rows), "kept": len(kept), "yield": round(len(kept) / len(rows), 4), "checks": checks,
-            "funnel": funnel, "means": _means([row.verdict.scores for row in rows]),
-            "samples": {name: [_sample(row) for row in draw.sample(part, min(10, len(part)))]
-                        for name, part in (("kept", kept), ("rejected", rejected))},
-        }  # fmt: skip
+            "tasks": len(rows),
+            "kept": len(kept),
+            "yield": round(len(kept) / len(rows), 4),
+            "checks": checks,
+            "funnel": funnel,
+            "means": _means([row.verdict.scores for row in rows]),
+            "samples": {
+                name: [_sample(row) for row in draw.sample(part, min(10, len(part)))]
+                for name, part in (("kept", kept), ("rejected", rejected))
+            },
+        }
     return {**head, "languages": languages}
 
 
@@ -65,8 +71,11 @@ def _means(scores: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _sample(outcome: Outcome) -> dict:
-    texts = {"source": outcome.source, "translation": outcome.trip and outcome.trip.translation,
-             "back": outcome.trip and outcome.trip.back}  # fmt: skip
+    texts = {
+        "source": outcome.source,
+        "translation": outcome.trip and outcome.trip.translation,
+        "back": outcome.trip and outcome.trip.back,
+    }
     return {"id": outcome.id, "reasons": outcome.verdict.failures, **{k: "\n".join(t or ()) for k, t in texts.items()}}
 
 
@@ -83,26 +92,47 @@ def page(content: dict) -> str:
     parts = ["<h1>Fidelity of the translated tasks</h1>", f"<pre>{_escape(_lines(head))}</pre>"]
     codes = list(content["languages"])
     names = [name for name in FUNNEL if any(name in row["checks"] for row in content["languages"].values())]
-    summary = [[code, row["tasks"], row["kept"], f"{row['yield']:.0%}",
-                *[f"{row['checks'][name]['share']:.0%}" if name in row["checks"] else "" for name in names]]
-               for code, row in content["languages"].items()]  # fmt: skip
-    parts += ["<h2>Yield, and the share that passes each check by itself</h2>",
-              _table(["language", "tasks", "kept", "yield", *names], summary),
-              "<h2>Funnel: tasks left after each check</h2>",
-              _table(["language", "tasks", *names], [[code, row["tasks"], *[row["funnel"].get(n, "") for n in names]]
-                                                     for code, row in content["languages"].items()])]  # fmt: skip
+    summary = [
+        [
+            code,
+            row["tasks"],
+            row["kept"],
+            f"{row['yield']:.0%}",
+            *[f"{row['checks'][name]['share']:.0%}" if name in row["checks"] else "" for name in names],
+        ]
+        for code, row in content["languages"].items()
+    ]
+    parts += [
+        "<h2>Yield, and the share that passes each check by itself</h2>",
+        _table(["language", "tasks", "kept", "yield", *names], summary),
+        "<h2>Funnel: tasks left after each check</h2>",
+        _table(
+            ["language", "tasks", *names],
+            [
+                [code, row["tasks"], *[row["funnel"].get(n, "") for n in names]]
+                for code, row in content["languages"].items()
+            ],
+        ),
+    ]
     for code in codes:
         for kind, samples in content["languages"][code]["samples"].items():
-            parts.append(f"<h2>{_escape(code)}: {len(samples)} {kind}, drawn at random</h2><table class='pairs'>"
-                         "<tr><th>source</th><th>translation</th><th>translated back</th></tr>")  # fmt: skip
+            parts.append(
+                f"<h2>{_escape(code)}: {len(samples)} {kind}, drawn at random</h2><table class='pairs'>"
+                "<tr><th>source</th><th>translation</th><th>translated back</th></tr>"
+            )
             for row in samples:
                 why = "".join(f" · {name}: {reason}" for name, reason in row["reasons"].items())
-                parts.append(f"<tr class='why'><td colspan='3'>{_escape(row['id'] + why)}</td></tr><tr>"
-                             + "".join(f"<td dir='auto'>{_escape(row[text])}</td>"
-                                       for text in ("source", "translation", "back")) + "</tr>")  # fmt: skip
+                parts.append(
+                    f"<tr class='why'><td colspan='3'>{_escape(row['id'] + why)}</td></tr><tr>"
+                    + "".join(f"<td dir='auto'>{_escape(row[text])}</td>" for text in ("source", "translation", "back"))
+                    + "</tr>"
+                )
             parts.append("</table>")
-    return (f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Fidelity</title><style>{_STYLE}</style>"
-            + "\n".join(parts) + "</html>\n")  # fmt: skip
+    return (
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Fidelity</title><style>{_STYLE}</style>"
+        + "\n".join(parts)
+        + "</html>\n"
+    )
 
 
 def _escape(text) -> str:
@@ -124,6 +154,10 @@ def _say(value, between: str = "; ") -> str:
 
 def _table(names: list[str], rows: list[list]) -> str:
     head = "".join(f"<th>{_escape(name)}</th>" for name in names)
-    cells = ["".join(f"<td class='n'>{_escape(cell)}</td>" if i else f"<td>{_escape(cell)}</td>"
-                     for i, cell in enumerate(row)) for row in rows]  # fmt: skip
+    cells = [
+        "".join(
+            f"<td class='n'>{_escape(cell)}</td>" if i else f"<td>{_escape(cell)}</td>" for i, cell in enumerate(row)
+        )
+        for row in rows
+    ]
     return f"<table><tr>{head}</tr>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>"

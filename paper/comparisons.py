@@ -85,10 +85,15 @@ def policy_summary(policy: Policy, pool: dict[str, Policy], columns: dict) -> di
     """Reward, tool rate, cost and gain by group, and what is recovered and kept over the trained tiers."""
     base, groups = pool["base"], {}
     for group, mask in masks(columns).items():
-        values = {name: spread([float(seed[name][mask].mean()) for seed in policy.seeds])
-                  for name in ("correct", "used_tool", "cost")}  # fmt: skip
-        groups[group] = {"reward": [round(100 * value, 2) for value in values["correct"]],
-                         "tool_rate": values["used_tool"], "cost": values["cost"]}  # fmt: skip
+        values = {
+            name: spread([float(seed[name][mask].mean()) for seed in policy.seeds])
+            for name in ("correct", "used_tool", "cost")
+        }
+        groups[group] = {
+            "reward": [round(100 * value, 2) for value in values["correct"]],
+            "tool_rate": values["used_tool"],
+            "cost": values["cost"],
+        }
         if group in GROUPS:  # one rendering of each item, so tasks can be resampled as items
             gain = paired_difference(base.mean("correct")[mask], policy.mean("correct")[mask])
             groups[group]["gain"] = [round(100 * value, 2) for value in gain]
@@ -144,9 +149,14 @@ def pareto(pool: dict[str, Policy], names: list[str], columns: dict) -> dict:
     return {
         "trained": {name: spread([share[name] for share in by_seed]) for name in names},
         "interval": [round(x, 4) for x in interval],
-        **{f"by {cut}": {str(part): {name: round(share, 4) for name, share in shares(mask).items()}
-                         for part, mask in parts.items()} for cut, parts in cuts.items()},
-    }  # fmt: skip
+        **{
+            f"by {cut}": {
+                str(part): {name: round(share, 4) for name, share in shares(mask).items()}
+                for part, mask in parts.items()
+            }
+            for cut, parts in cuts.items()
+        },
+    }
 
 
 def pareto_by_cost_weight(pool: dict[str, Policy], family: str, columns: dict) -> dict:
@@ -156,8 +166,10 @@ def pareto_by_cost_weight(pool: dict[str, Policy], family: str, columns: dict) -
     for weight in sorted(float(name.partition("-")[2]) for name, policy in pool.items() if policy.family == family):
         names = ["always translate", "unconstrained", f"plain-{weight:g}", f"{family}-{weight:g}"]
         if set(names) <= set(pool):
-            by_seed = [pareto_shares({name: [pool[name].point(trained, seed)] for name in names})
-                       for seed in range(max(len(pool[name].seeds) for name in names))]  # fmt: skip
+            by_seed = [
+                pareto_shares({name: [pool[name].point(trained, seed)] for name in names})
+                for seed in range(max(len(pool[name].seeds) for name in names))
+            ]
             found[f"{weight:g}"] = {name: spread([shares[name] for shares in by_seed]) for name in names}
     return found
 
@@ -203,9 +215,14 @@ def dominance(pool: dict[str, Policy], ours: str, columns: dict) -> dict:
     for name in members:
         if name != ours:
             count = max(len(policy.seeds) for policy in (*members[ours], *members[name]))
-            shares[name] = spread([pareto_shares(
-                {family: [p.point(trained, seed) for p in members[family]] for family in (name, ours)}, highest,
-            )[ours] for seed in range(count)])  # fmt: skip
+            shares[name] = spread(
+                [
+                    pareto_shares(
+                        {family: [p.point(trained, seed) for p in members[family]] for family in (name, ours)}, highest
+                    )[ours]
+                    for seed in range(count)
+                ]
+            )
     return {"family": ours, "highest price": round(highest, 4), "against": shares}
 
 
@@ -214,10 +231,17 @@ def against_price(pool: dict[str, Policy], columns: dict, prices: list[float]) -
     trained, members, out = masks(columns)["trained"], families(pool), {}
     for price in prices:
         accuracy, cost = pool[f"priced {price:g}"].point(trained)
-        best = {name: round(float(frontier([p.point(trained) for p in rows], price)), 4)
-                for name, rows in members.items() if name != "priced"}  # fmt: skip
-        out[f"{price:g}"] = {"accuracy": round(accuracy, 4), "cost": round(cost, 4),
-                             "utility": round(accuracy - price * cost, 4), "others": best}  # fmt: skip
+        best = {
+            name: round(float(frontier([p.point(trained) for p in rows], price)), 4)
+            for name, rows in members.items()
+            if name != "priced"
+        }
+        out[f"{price:g}"] = {
+            "accuracy": round(accuracy, 4),
+            "cost": round(cost, 4),
+            "utility": round(accuracy - price * cost, 4),
+            "others": best,
+        }
     return out
 
 
@@ -236,16 +260,20 @@ def introspection(free: list[dict], forbidden: list[dict], columns: dict) -> dic
     domains, out = columns["domain"].reshape(languages, -1)[0], {}
     for domain in dict.fromkeys(domains.tolist()):
         cell = domains == domain
-        pairs = [(1 - by_language(native, "correct", columns)[:, cell], by_language(own, "used_tool", columns)[:, cell])
-                 for own, native in zip(free, forbidden, strict=True)]  # fmt: skip
+        pairs = [
+            (1 - by_language(native, "correct", columns)[:, cell], by_language(own, "used_tool", columns)[:, cell])
+            for own, native in zip(free, forbidden, strict=True)
+        ]
         failure = np.mean([x.mean(1) for x, _ in pairs], axis=0)
         correlation = [spearman(x.mean(1), y.mean(1)) for x, y in pairs]
         ceiling = [split_half_ceiling(x, y) for x, y in pairs]
         out[domain] = {
-            "items a cell": int(cell.sum()), "span of native accuracy": round(float(np.ptp(failure)), 3),
-            "rank correlation": spread(correlation), "ceiling": spread(ceiling),
+            "items a cell": int(cell.sum()),
+            "span of native accuracy": round(float(np.ptp(failure)), 3),
+            "rank correlation": spread(correlation),
+            "ceiling": spread(ceiling),
             "share of ceiling": round(share_of(float(np.mean(correlation)), float(np.mean(ceiling))), 3),
-        }  # fmt: skip
+        }
     return out
 
 
@@ -256,15 +284,24 @@ def language_table(free: list[dict], forbidden: list[dict], columns: dict) -> di
     def rates(outcomes, measure):
         return np.mean([by_language(one, measure, columns).mean(1) for one in outcomes], axis=0).round(4)
 
-    parts = {"native": rates(forbidden, "correct"), "accuracy": rates(free, "correct"),
-             "tool_rate": rates(free, "used_tool"), "cost": rates(free, "cost")}  # fmt: skip
+    parts = {
+        "native": rates(forbidden, "correct"),
+        "accuracy": rates(free, "correct"),
+        "tool_rate": rates(free, "used_tool"),
+        "cost": rates(free, "cost"),
+    }
     return {name: {part: float(values[i]) for part, values in parts.items()} for i, name in enumerate(names)}
 
 
 def domain_table(policy: Policy, columns: dict) -> dict:
     """Per tier and domain: accuracy, tool rate and cost of a policy, means over seeds."""
     names = {"accuracy": "correct", "tool_rate": "used_tool", "cost": "cost"}
-    cells = {f"{group} {domain}": (columns["group"] == group) & (columns["domain"] == domain)
-             for group in GROUPS for domain in dict.fromkeys(columns["domain"].tolist())}  # fmt: skip
-    return {cell: {name: round(float(policy.mean(measure)[mask].mean()), 4) for name, measure in names.items()}
-            for cell, mask in cells.items()}  # fmt: skip
+    cells = {
+        f"{group} {domain}": (columns["group"] == group) & (columns["domain"] == domain)
+        for group in GROUPS
+        for domain in dict.fromkeys(columns["domain"].tolist())
+    }
+    return {
+        cell: {name: round(float(policy.mean(measure)[mask].mean()), 4) for name, measure in names.items()}
+        for cell, mask in cells.items()
+    }

@@ -36,18 +36,30 @@ def draw(out: Path, pool: dict[str, Policy], ours: str, columns: dict, languages
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    plt.rcParams.update({"font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False,
-                         "axes.spines.right": False, "legend.frameon": False})  # fmt: skip
+    plt.rcParams.update(
+        {
+            "font.size": 10,
+            "axes.grid": True,
+            "grid.alpha": 0.3,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "legend.frameon": False,
+        }
+    )
     family = ours.partition("-")[0]
     trained = masks(columns["test"])["trained"]
     members = families(pool)
     points = {name: [policy.point(trained) for policy in policies] for name, policies in members.items()}
     points = {name: rows for name, rows in points.items() if " on " not in name}  # those of our policy's own outcomes
     colours = itertools.cycle(COLOURS)
-    styles = {name: (marker, "#777777" if name in REFERENCES else next(colours))
-              for name, marker in zip(points, itertools.cycle(MARKERS), strict=False)}  # fmt: skip
-    weights = {name: {policy.name.partition("-")[2]: policy.point(trained) for policy in members.get(name, [])}
-               for name in ("plain", family)}  # fmt: skip
+    styles = {
+        name: (marker, "#777777" if name in REFERENCES else next(colours))
+        for name, marker in zip(points, itertools.cycle(MARKERS), strict=False)
+    }
+    weights = {
+        name: {policy.name.partition("-")[2]: policy.point(trained) for policy in members.get(name, [])}
+        for name in ("plain", family)
+    }
     drawn = {"plane": plane(plt, points, styles, weights), "utility": utilities(plt, points, styles)}
     if curves:
         drawn["training"] = training(plt, curves, ours)
@@ -85,14 +97,31 @@ def plane(plt, points: dict, styles: dict, weights: dict):
     for name, rows in points.items():
         rows = sorted(rows, key=lambda point: point[1])
         marker, colour = styles[name]
-        axis.plot([cost for _, cost in rows], [100 * accuracy for accuracy, _ in rows], color=colour, marker=marker,
-                  markersize=7, linewidth=1.2, label=name)  # fmt: skip
+        axis.plot(
+            [cost for _, cost in rows],
+            [100 * accuracy for accuracy, _ in rows],
+            color=colour,
+            marker=marker,
+            markersize=7,
+            linewidth=1.2,
+            label=name,
+        )
     for name, place, side in zip(weights, ((-4, 4), (4, -11)), ("right", "left"), strict=True):
         for weight, (accuracy, cost) in weights[name].items():
-            axis.annotate(weight, (cost, 100 * accuracy), place, textcoords="offset points", ha=side, fontsize=8,
-                          color=styles[name][1])  # fmt: skip
-    axis.set(xlabel="cost a task (1 = one call of mean length)", ylabel="reward (accuracy x 100)",
-             title="What accuracy costs, over the trained languages")  # fmt: skip
+            axis.annotate(
+                weight,
+                (cost, 100 * accuracy),
+                place,
+                textcoords="offset points",
+                ha=side,
+                fontsize=8,
+                color=styles[name][1],
+            )
+    axis.set(
+        xlabel="cost a task (1 = one call of mean length)",
+        ylabel="reward (accuracy x 100)",
+        title="What accuracy costs, over the trained languages",
+    )
     axis.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
@@ -103,19 +132,30 @@ def utilities(plt, points: dict, styles: dict):
     lines = {name: frontier(rows, prices) for name, rows in points.items() if name != "oracle"}
     names = list(lines)
     winner = np.argmax([lines[name] for name in names], axis=0)
-    figure, (axis, strip) = plt.subplots(2, 1, figsize=(8, 4.8), sharex=True, layout="constrained",
-                                         gridspec_kw={"height_ratios": [12, 1]})  # fmt: skip
+    figure, (axis, strip) = plt.subplots(
+        2, 1, figsize=(8, 4.8), sharex=True, layout="constrained", gridspec_kw={"height_ratios": [12, 1]}
+    )
     for name, line in lines.items():
         marker, colour = styles[name]
         axis.plot(prices, line, color=colour, marker=marker, markevery=50, markersize=5, linewidth=1.2, label=name)
     for i, name in enumerate(names):
         strip.fill_between(prices, 0, 1, where=winner == i, color=styles[name][1], linewidth=0, step="mid")
         if (winner == i).mean() > 0.08:
-            strip.text(prices[winner == i].mean(), 0.5, name, ha="center", va="center", fontsize=9,
-                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})  # fmt: skip
+            strip.text(
+                prices[winner == i].mean(),
+                0.5,
+                name,
+                ha="center",
+                va="center",
+                fontsize=9,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+            )
     top = max(line.max() for line in lines.values())
-    axis.set(ylabel="accuracy - price x cost", ylim=(min(0.0, min(line[0] for line in lines.values())), top + 0.03),
-             title="Utility against the price of a call; the best family below")  # fmt: skip
+    axis.set(
+        ylabel="accuracy - price x cost",
+        ylim=(min(0.0, min(line[0] for line in lines.values())), top + 0.03),
+        title="Utility against the price of a call; the best family below",
+    )
     strip.set(xlabel="price of a call (lambda)", yticks=[], ylim=(0, 1), xlim=(0, 1))
     strip.grid(False)
     axis.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -131,9 +171,22 @@ def introspection(plt, languages: dict, columns: dict, family: str):
     figure, axis = plt.subplots(figsize=(8, 4.6), layout="constrained")
     for colour, marker, domain in zip(COLOURS, MARKERS, dict.fromkeys(domains.tolist()), strict=False):
         cell = domains == domain
-        axis.scatter(native[:, cell].mean(1), used[:, cell].mean(1), color=colour, marker=marker, s=30, alpha=0.8,
-                     linewidths=0, label=domain)  # fmt: skip
-    axis.set(xlabel="accuracy with the tool forbidden", ylabel="tool rate", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02),
-             title=f"Calls where it does not know ({family} gate): a dot is a language in a domain")  # fmt: skip
+        axis.scatter(
+            native[:, cell].mean(1),
+            used[:, cell].mean(1),
+            color=colour,
+            marker=marker,
+            s=30,
+            alpha=0.8,
+            linewidths=0,
+            label=domain,
+        )
+    axis.set(
+        xlabel="accuracy with the tool forbidden",
+        ylabel="tool rate",
+        xlim=(-0.02, 1.02),
+        ylim=(-0.02, 1.02),
+        title=f"Calls where it does not know ({family} gate): a dot is a language in a domain",
+    )
     axis.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

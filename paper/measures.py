@@ -31,8 +31,10 @@ def pareto_shares(families: dict[str, list[Point]], highest: float = 1.0) -> dic
     Exact: utilities are lines in the price, so a member is the best on one interval. Equal points share an interval.
     """
     points = [point for family in families.values() for point in family]
-    return {name: sum(_best_interval(point, points, highest) / points.count(point) for point in family) / highest
-            for name, family in families.items()}  # fmt: skip
+    return {
+        name: sum(_best_interval(point, points, highest) / points.count(point) for point in family) / highest
+        for name, family in families.items()
+    }
 
 
 def _best_interval(point: Point, points: list[Point], highest: float) -> float:

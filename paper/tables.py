@@ -15,7 +15,7 @@ HONEST = (
     "The paper's figures are for a 4B model, real languages and a real translator; ours are for a model of about a "
     "million parameters in a constructed world with a lexicon for a translator, so that signs can be compared "
     "and sizes cannot."
-)  # fmt: skip
+)
 
 
 def goals(summary: dict) -> list[list[str]]:
@@ -30,8 +30,13 @@ def goals(summary: dict) -> list[list[str]]:
         rows.append([what, paper, goal, here, "yes" if reached else "no"])
 
     for group in TRAINED:
-        row(f"gain {group}", f"+{PAPER_GAIN[group]}", f">= +{PAPER_GAIN[group]}", interval(gain[group]),
-            gain[group][0] >= PAPER_GAIN[group])  # fmt: skip
+        row(
+            f"gain {group}",
+            f"+{PAPER_GAIN[group]}",
+            f">= +{PAPER_GAIN[group]}",
+            interval(gain[group]),
+            gain[group][0] >= PAPER_GAIN[group],
+        )
     new = gain["synthetic"]
     row("gain synthetic", f"+{PAPER_GAIN['synthetic']}", ">= +25", interval(new), new[0] >= 25)
     for tier in TRAINED:
@@ -53,12 +58,22 @@ def goals(summary: dict) -> list[list[str]]:
         here = f"{name}: {plus_minus(share, 0, 100)}%"
         row("Pareto share, same cost weight", f"{PAPER_PARETO}%", ">= 87%", here, share[0] >= 0.87)
     tools = [ours["groups"][tier]["tool_rate"][0] for tier in TRAINED]
-    row("tool rate", "follows resources", "High < Low <= XLow", " / ".join(f"{x:.2f}" for x in tools),
-        ours["ordered in every seed"])  # fmt: skip
+    row(
+        "tool rate",
+        "follows resources",
+        "High < Low <= XLow",
+        " / ".join(f"{x:.2f}" for x in tools),
+        ours["ordered in every seed"],
+    )
     for domain, entry in summary.get("introspection", {}).items():
         if entry["span of native accuracy"] >= 0.3:
-            row(f"rank correlation, {domain}", "", ">= 0.8 of its ceiling", f"{entry['share of ceiling']:.2f}",
-                entry["share of ceiling"] >= 0.8)  # fmt: skip
+            row(
+                f"rank correlation, {domain}",
+                "",
+                ">= 0.8 of its ceiling",
+                f"{entry['share of ceiling']:.2f}",
+                entry["share of ceiling"] >= 0.8,
+            )
     row("headroom recovered", "", ">= 75%", f"{plus_minus(ours['headroom'], 0, 100)}%", ours["headroom"][0] >= 0.75)
     for other, share in summary["dominance"]["against"].items():
         if other in ("plain", "router"):
@@ -115,8 +130,10 @@ def markdown(summary: dict) -> str:
 def policy_sections(policies: dict) -> list[str]:
     parts = []
     for title, name, digits in (("Reward", "reward", 1), ("Tool rate", "tool_rate", 2), ("Cost", "cost", 2)):
-        rows = [[policy, *(plus_minus(row["groups"][group][name], digits) for group in GROUPS)]
-                for policy, row in policies.items()]  # fmt: skip
+        rows = [
+            [policy, *(plus_minus(row["groups"][group][name], digits) for group in GROUPS)]
+            for policy, row in policies.items()
+        ]
         parts.append(section(title, "", ["policy", *GROUPS], rows))
     shown = (*TRAINED, "synthetic")
     rows = []
@@ -168,15 +185,30 @@ def introspection_section(domains: dict) -> str:
         "each stepped up to the full length (Spearman and Brown)."
     )
     head = ["domain", "items a cell", "span of native accuracy", "rank correlation", "ceiling", "share of ceiling"]
-    rows = [[domain, row["items a cell"], row["span of native accuracy"], plus_minus(row["rank correlation"]),
-             plus_minus(row["ceiling"]), row["share of ceiling"]] for domain, row in domains.items()]  # fmt: skip
+    rows = [
+        [
+            domain,
+            row["items a cell"],
+            row["span of native accuracy"],
+            plus_minus(row["rank correlation"]),
+            plus_minus(row["ceiling"]),
+            row["share of ceiling"],
+        ]
+        for domain, row in domains.items()
+    ]
     return section("Does the tool rate follow the language?", note, head, rows)
 
 
 def price_section(prices: dict) -> str:
     others = sorted({name for row in prices.values() for name in row["others"]})
-    rows = [[price, *(f"{row[name]:.3f}" for name in ("accuracy", "cost", "utility")),
-             *(f"{row['others'][name]:.3f}" for name in others)] for price, row in prices.items()]  # fmt: skip
+    rows = [
+        [
+            price,
+            *(f"{row[name]:.3f}" for name in ("accuracy", "cost", "utility")),
+            *(f"{row['others'][name]:.3f}" for name in others),
+        ]
+        for price, row in prices.items()
+    ]
     note = (
         "Over the trained tiers, at the price that the prompt states; on the right the utility of the best member of "
         "each other family at that price."

@@ -34,13 +34,24 @@ def random_directory(seed: int = 0) -> Path:
     """A model directory with a small real tokenizer and a random two-layer Qwen3."""
     directory = Path(tempfile.mkdtemp(prefix="policy-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    texts = [world.render(item, code).question for item in world.items("train", 200, "tokenizer")
-             for code in ("en", "low-01", "high-04")]  # fmt: skip
+    texts = [
+        world.render(item, code).question
+        for item in world.items("train", 200, "tokenizer")
+        for code in ("en", "low-01", "high-04")
+    ]
     train_tokenizer(texts, VOCABULARY).save(str(directory / "tokenizer.json"))
     torch.manual_seed(seed)
-    config = Config(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                    num_attention_heads=2, num_key_value_heads=1, head_dim=16, rope_theta=10_000.0,
-                    tie_word_embeddings=True)  # fmt: skip
+    config = Config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        rope_theta=10_000.0,
+        tie_word_embeddings=True,
+    )
     model = Qwen3(config)
     with torch.no_grad():
         model.embed_tokens.weight.mul_(0.1)
@@ -62,8 +73,9 @@ def base_directory() -> Path:
         documents = [document(item, tokenizer, rng) for item in rng.sample(sums(), 8)]
         longest = max(len(ids) for ids, _ in documents)
         ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in documents])
-        targets = torch.tensor([[i if w else -100 for i, w in zip(*d, strict=True)] + [-100] * (longest - len(d[0]))
-                                for d in documents])  # fmt: skip
+        targets = torch.tensor(
+            [[i if w else -100 for i, w in zip(*d, strict=True)] + [-100] * (longest - len(d[0])) for d in documents]
+        )
         logits = model.logits(model(ids)[:, :-1])
         F.cross_entropy(logits.flatten(0, 1), targets[:, 1:].flatten()).backward()
         optimizer.step()
@@ -117,8 +129,9 @@ def environment() -> dict:
 
 def command(*words) -> subprocess.CompletedProcess:
     """Run a command line of the product in a process of its own."""
-    return subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, env=environment(), text=True, timeout=300,
-                          capture_output=True)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, *map(str, words)], cwd=ROOT, env=environment(), text=True, timeout=300, capture_output=True
+    )
 
 
 def call_main(main, *words) -> None:

@@ -273,7 +273,7 @@ MALFORMED = {
     "unknown tier": ({**ROW, "tier": "middle"}, "'tier' is 'middle', allowed: high, low, xlow, synthetic"),
     "unknown split": ({**ROW, "split": "dev"}, "'split' is 'dev', allowed: trained, held-out, synthetic"),
     "repeated id": (ROW, "id '0' stands already in line 1"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MALFORMED)

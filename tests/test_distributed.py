@@ -34,8 +34,11 @@ def batch():
     """Twelve hand-made rollouts of very different length, and advantages: 0 for a whole group and one more row."""
     tokenizer = load_tokenizer(base_directory())
     tasks = [render(item, "low-01") for item in sums()[:4]]
-    rollouts = [hand_made(tokenizer, task, answer, called=answer == "12")
-                for task in tasks for answer in ("3", "12", "4 or perhaps 5")]  # fmt: skip
+    rollouts = [
+        hand_made(tokenizer, task, answer, called=answer == "12")
+        for task in tasks
+        for answer in ("3", "12", "4 or perhaps 5")
+    ]
     return rollouts, torch.tensor([1.0, -0.5, -0.5, 0.0, 0.0, 0.0, 0.7, 0.7, -1.4, -1.0, 1.0, 0.0])
 
 
@@ -53,8 +56,9 @@ def rank_of(number, world, place, function, arguments):
 def on_ranks(world, directory, function, *arguments):
     """The function's result on rank 0 of `world` processes with these arguments."""
     place = str(Path(directory) / f"{function.__name__}-{world}")
-    processes = [FORKSERVER.Process(target=rank_of, args=(number, world, place, function, arguments))
-                 for number in range(world)]  # fmt: skip
+    processes = [
+        FORKSERVER.Process(target=rank_of, args=(number, world, place, function, arguments)) for number in range(world)
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -186,15 +190,42 @@ def test_weights_stay_in_fp32_where_the_computation_is_in_bf16(tmp_path):
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
     data = write_tasks(tmp_path_factory.mktemp("data") / "tasks.jsonl")
-    return ["--model", base_directory(), "--data", data, "--lang-tier", "low", "--prompts", 4, "--group-size", 6,
-            "--save-every", 1, "--eval-every", 2, "--validation-items", 5, "--test-items", 5, "--max-new-tokens", 100,
-            "--micro-tokens", 600]  # fmt: skip
+    return [
+        "--model",
+        base_directory(),
+        "--data",
+        data,
+        "--lang-tier",
+        "low",
+        "--prompts",
+        4,
+        "--group-size",
+        6,
+        "--save-every",
+        1,
+        "--eval-every",
+        2,
+        "--validation-items",
+        5,
+        "--test-items",
+        5,
+        "--max-new-tokens",
+        100,
+        "--micro-tokens",
+        600,
+    ]
 
 
 def torchrun(*words):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
-    return subprocess.Popen([*command, *map(str, words)], cwd=ROOT, env=environment(), stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    return subprocess.Popen(
+        [*command, *map(str, words)],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def log(run) -> list[dict]:
@@ -208,8 +239,16 @@ def test_the_real_command_on_two_ranks_and_then_on_one(options, tmp_path):
     printed, _ = (process := torchrun(*options, "--steps", 2, "--dtype", "bfloat16", "--out", out)).communicate()
     assert process.returncode == 0, printed
     assert printed.count("first prompt:") == 1 and printed.count("base against") == 1
-    names = {"config.json", "best", "step-000001", "step-000002", "report.json", "metrics.jsonl", "timings.jsonl",
-             "rollouts.jsonl"}  # fmt: skip
+    names = {
+        "config.json",
+        "best",
+        "step-000001",
+        "step-000002",
+        "report.json",
+        "metrics.jsonl",
+        "timings.jsonl",
+        "rollouts.jsonl",
+    }
     assert {path.name for path in out.iterdir()} == names
     assert [row["step"] for row in log(out)] == [1, 2] and any(row["updates"] for row in log(out))
     assert all(len(row["tier"]) == 1 and 0 <= row["accuracy"] <= 1 for row in log(out))

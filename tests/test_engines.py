@@ -17,8 +17,10 @@ from translators import open_engine
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the recorded translations are not here")
 PAIRS = Path("/usr/share/apertium/modes")
-needs_apertium = pytest.mark.skipif(not (shutil.which("apertium") and (PAIRS / "eng-spa.mode").exists()),
-                                    reason="apertium and apertium-eng-spa are not installed")  # fmt: skip
+needs_apertium = pytest.mark.skipif(
+    not (shutil.which("apertium") and (PAIRS / "eng-spa.mode").exists()),
+    reason="apertium and apertium-eng-spa are not installed",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -28,8 +30,11 @@ def no_key(monkeypatch):
 
 
 def engines(url: str, **options) -> dict:
-    return {"libre": Libre(url, **options), "apy": Apy(url, **options),
-            "chat": ChatEngine(f"{url}/v1?model=m", **options)}  # fmt: skip
+    return {
+        "libre": Libre(url, **options),
+        "apy": Apy(url, **options),
+        "chat": ChatEngine(f"{url}/v1?model=m", **options),
+    }
 
 
 PROTOCOLS = {"libre": libre, "apy": apy, "chat": chat}
@@ -107,10 +112,11 @@ BLANK = ["", " \n", "nul\0", "\ud83d", "a\udc80b"]
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_any_text_arrives_as_it_is(name):
     """Would catch text that is changed by its encoding, or one that breaks out of JSON or of a form."""
-    echo = {"libre": lambda r: Reply({"translatedText": r.json["q"]}),
-            "apy": lambda r: Reply({"responseData": {"translatedText": r.form["q"]}}),
-            "chat": lambda r: Reply({"choices": [{"message": {"content": r.json["messages"][1]["content"]}}]}),
-            }  # fmt: skip
+    echo = {
+        "libre": lambda r: Reply({"translatedText": r.json["q"]}),
+        "apy": lambda r: Reply({"responseData": {"translatedText": r.form["q"]}}),
+        "chat": lambda r: Reply({"choices": [{"message": {"content": r.json["messages"][1]["content"]}}]}),
+    }
     with serving(echo[name]) as server:
         texts = NICE + ["long " * (1000 if name == "apy" else 20_000)]
         kept = [text.strip() for text in texts] if name == "chat" else texts
@@ -140,16 +146,25 @@ LIES = {
     "a number": {"translatedText": 5, "responseData": {"translatedText": 5}, "choices": [{"message": {"content": 5}}]},
     "several texts": {"translatedText": ["A", "B"], "responseData": {"translatedText": ["A"]}, "choices": ["A"]},
     "no text": {"translatedText": None, "responseData": None, "choices": [{"message": {"content": None}}]},
-    "an empty text": {"translatedText": " ", "responseData": {"translatedText": ""},
-                      "choices": [{"message": {"content": "\n"}}]},
-    "half a character": {"translatedText": "\ud83d", "responseData": {"translatedText": "\ud83d"},
-                         "choices": [{"message": {"content": "\ud83d"}}]},
-    "half of it": {"translatedText": None, "responseData": {"translatedText": "LA"},
-                   "choices": [{"message": {"content": "LA"}, "finish_reason": "length"}]},
+    "an empty text": {
+        "translatedText": " ",
+        "responseData": {"translatedText": ""},
+        "choices": [{"message": {"content": "\n"}}],
+    },
+    "half a character": {
+        "translatedText": "\ud83d",
+        "responseData": {"translatedText": "\ud83d"},
+        "choices": [{"message": {"content": "\ud83d"}}],
+    },
+    "half of it": {
+        "translatedText": None,
+        "responseData": {"translatedText": "LA"},
+        "choices": [{"message": {"content": "LA"}, "finish_reason": "length"}],
+    },
     "nested lists": "[" * 100_000,
     "no UTF-8": b'{"translatedText": "\xe9"}',
     "far too much": b" " * (LARGEST + 1),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("lie", LIES)
@@ -223,9 +238,22 @@ def test_a_language_that_the_service_lacks_is_no_passing_failure(name, body):
 
 # --- opening ----------------------------------------------------------------------------------------------------
 
-BAD_SPECS = ["", "lexicon", "apertium:x", "libre", "libre+ftp://h", "libre+http://", "libre+http://u:p@h", "chat+http://h",
-             "chat+http://h/v1?model=", "chat+http://h?model=a&temperature=1", "libre+http://h?x=1", "http://h",
-             "libre+http://h:99999", "google+https://h"]  # fmt: skip
+BAD_SPECS = [
+    "",
+    "lexicon",
+    "apertium:x",
+    "libre",
+    "libre+ftp://h",
+    "libre+http://",
+    "libre+http://u:p@h",
+    "chat+http://h",
+    "chat+http://h/v1?model=",
+    "chat+http://h?model=a&temperature=1",
+    "libre+http://h?x=1",
+    "http://h",
+    "libre+http://h:99999",
+    "google+https://h",
+]
 
 
 @pytest.mark.parametrize("spec", BAD_SPECS)
@@ -299,12 +327,16 @@ def test_a_line_without_an_id_belongs_to_no_text(tmp_path):
 
 GOOD = {"source": "es", "text": "uno", "translation": "one"}
 MALFORMED = {
-    "no JSON": "{", "no object": "[]", "a number": '{"source": "es", "text": 1, "translation": "one"}',
-    "no text": '{"source": "es", "translation": "one"}', "no translation": '{"source": "es", "text": "a"}',
+    "no JSON": "{",
+    "no object": "[]",
+    "a number": '{"source": "es", "text": 1, "translation": "one"}',
+    "no text": '{"source": "es", "translation": "one"}',
+    "no translation": '{"source": "es", "text": "a"}',
     "blank": '{"source": "es", "text": "a", "translation": " "}',
     "half a character": '{"source": "es", "text": "\\ud83d", "translation": "one"}',
-    "another translation": '{"source": "es", "text": "uno", "translation": "a"}', "nested": "[" * 100_000,
-}  # fmt: skip
+    "another translation": '{"source": "es", "text": "uno", "translation": "a"}',
+    "nested": "[" * 100_000,
+}
 
 
 @pytest.mark.parametrize("what", MALFORMED)
@@ -324,15 +356,18 @@ def test_a_changed_recording_is_another_version(tmp_path):
 @needs_shared
 def test_recorded_translations_of_a_real_engine_can_be_used():
     """Would catch a format that the recordings at hand do not have."""
-    engine = open_engine(f"recorded:{SHARED}/apertium_to_en.jsonl?source=lang&translation=translation_en"
-                         f"&text=question&texts={SHARED}/mgsm.jsonl")  # fmt: skip
+    engine = open_engine(
+        f"recorded:{SHARED}/apertium_to_en.jsonl?source=lang&translation=translation_en"
+        f"&text=question&texts={SHARED}/mgsm.jsonl"
+    )
     rows = [json.loads(line) for line in open(SHARED / "mgsm.jsonl", encoding="utf-8")]
     for language in ("es", "fr"):
         questions = [row["question"] for row in rows if row["lang"] == language]
         answers = engine.translate(questions, language)
         assert len(answers) == 250 and "How " in answers[0]
-    back = open_engine(f"recorded:{SHARED}/apertium_roundtrip.jsonl?source=lang&text=translation"
-                       "&translation=back_translation")  # fmt: skip
+    back = open_engine(
+        f"recorded:{SHARED}/apertium_roundtrip.jsonl?source=lang&text=translation&translation=back_translation"
+    )
     row = json.loads(open(SHARED / "apertium_roundtrip.jsonl", encoding="utf-8").readline())
     assert back.translate([row["translation"]], "es") == [row["back_translation"]]
 
@@ -351,8 +386,13 @@ def programs(tmp_path, monkeypatch):
         (binaries / name).write_text(f"#!/bin/sh\n{script}\n")
         (binaries / name).chmod(0o755)
 
-    for name, script in {"apertium": "echo Apertium 0", "apertium-destxt": "exec cat", "apertium-retxt": "exec cat",
-                         "first": "exec cat", "last": "exec tr a-z A-Z"}.items():  # fmt: skip
+    for name, script in {
+        "apertium": "echo Apertium 0",
+        "apertium-destxt": "exec cat",
+        "apertium-retxt": "exec cat",
+        "first": "exec cat",
+        "last": "exec tr a-z A-Z",
+    }.items():
         add(name, script)
     for mode in ("eng-spa", "spa-arg"):
         (modes / f"{mode}.mode").write_text(f"first '{mode}.bin' | last $1\n")
@@ -472,8 +512,9 @@ def test_the_real_apertium_translates_there_and_back():
     """Would catch programs that are called in another way than Apertium's modes mean."""
     engine = Apertium(timeout=600)
     assert engine.translate(["The house is red.", "Two\nlines and 3 [houses]."], "en", "es") == [
-        "La casa es roja.", "Dos\nlíneas y 3 [casas].",
-    ]  # fmt: skip
+        "La casa es roja.",
+        "Dos\nlíneas y 3 [casas].",
+    ]
     assert engine.translate(["La casa es roja."], "es") == ["The house is red."]
 
 
@@ -519,8 +560,13 @@ def real_apy():
     if not (program := shutil.which("apertium-apy")):
         pytest.skip("apertium-apy is not installed")
     python = Path(program).read_text().splitlines()[0].removeprefix("#!").split()[-1]
-    process = subprocess.Popen([python, "-c", APY], env={**os.environ, "LC_ALL": "C.UTF-8"}, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)  # fmt: skip
+    process = subprocess.Popen(
+        [python, "-c", APY],
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         yield f"http://127.0.0.1:{int(process.stdout.readline())}"
     finally:
@@ -533,7 +579,8 @@ def test_a_real_apy_server_translates(real_apy):
     """Would catch a protocol that only our own server speaks."""
     engine = Apy(real_apy, timeout=600)
     assert engine.translate(["The house is red.", "Two\nlines & <b>."], "en", "es") == [
-        "La casa es roja.", "Dos\nlíneas & <b>.",
-    ]  # fmt: skip
+        "La casa es roja.",
+        "Dos\nlíneas & <b>.",
+    ]
     with pytest.raises(ValueError, match="not installed"):
         engine.translate(["hola"], "es", "zz")

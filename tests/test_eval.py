@@ -155,7 +155,7 @@ def logged(tmp_path):
         for i, (c, cost) in enumerate([(1, 1.0), (0, 0.0), (1, 0.0)])
     ]
     (run / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return run / "rollouts.jsonl"  # fmt: skip
+    return run / "rollouts.jsonl"
 
 
 def test_the_viewer_tells_sampled_and_inserted_apart(logged):
@@ -223,8 +223,22 @@ def test_two_policies_on_the_command_line(tmp_path):
     model_file.save(model_file.Qwen3(base.config), other)
     (other / "tokenizer.json").write_bytes((random_directory() / "tokenizer.json").read_bytes())
     out = tmp_path / "out.json"
-    done = command("eval.py", "--policy", random_directory(), "--policy", other, "--tiers", "low,synthetic", "--items",
-                   10, "--max-new-tokens", 8, "--by-language", "--json", out)  # fmt: skip
+    done = command(
+        "eval.py",
+        "--policy",
+        random_directory(),
+        "--policy",
+        other,
+        "--tiers",
+        "low,synthetic",
+        "--items",
+        10,
+        "--max-new-tokens",
+        8,
+        "--by-language",
+        "--json",
+        out,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(out.read_text(encoding="utf-8"))
     names = [str(random_directory()), str(other)]
@@ -261,8 +275,20 @@ def test_plotting_without_matplotlib_is_one_clear_line(tmp_path, monkeypatch, ca
     """Catches a missing extra that is found out about after the evaluation, or by a traceback."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(SystemExit) as stop:
-        eval_file.main(["--policy", str(random_directory()), "--tiers", "low", "--items", "2", "--max-new-tokens", "4",
-                        "--plot", str(tmp_path / "out.png")])  # fmt: skip
+        eval_file.main(
+            [
+                "--policy",
+                str(random_directory()),
+                "--tiers",
+                "low",
+                "--items",
+                "2",
+                "--max-new-tokens",
+                "4",
+                "--plot",
+                str(tmp_path / "out.png"),
+            ]
+        )
     printed = capsys.readouterr()
     assert stop.value.code == 2 and "pip install" in printed.err and printed.err.count("\n") == 1
     assert printed.out == ""

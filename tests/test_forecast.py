@@ -17,8 +17,16 @@ from data import Task
 from model import Config, Qwen3
 from sampler import Rollout
 
-SMALL = Config(vocab_size=300, hidden_size=96, intermediate_size=160, num_hidden_layers=4, num_attention_heads=6,
-               num_key_value_heads=2, head_dim=16, tie_word_embeddings=True)  # fmt: skip
+SMALL = Config(
+    vocab_size=300,
+    hidden_size=96,
+    intermediate_size=160,
+    num_hidden_layers=4,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=16,
+    tie_word_embeddings=True,
+)
 SHAPES = {
     "grouped queries": SMALL,
     "one head for each key": replace(SMALL, num_key_value_heads=6),
@@ -122,8 +130,22 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(tmp_path, capsys):
     for name in ("config.json", "tokenizer.json"):
         (model / name).write_bytes((base_directory() / name).read_bytes())
     before = files_under(tmp_path)
-    call_main(train.main, "--preset", "qwen3-4b", "--model", model, "--data", data, "--lang-tier", "low", "--steps", 3,
-              "--out", tmp_path / "run", "--dry-run")  # fmt: skip
+    call_main(
+        train.main,
+        "--preset",
+        "qwen3-4b",
+        "--model",
+        model,
+        "--data",
+        data,
+        "--lang-tier",
+        "low",
+        "--steps",
+        3,
+        "--out",
+        tmp_path / "run",
+        "--dry-run",
+    )
     printed = capsys.readouterr().out
     assert files_under(tmp_path) == before
     config = json.loads(printed[: printed.index("\nfirst prompt")])

@@ -277,8 +277,7 @@ def test_the_cost_weight_may_differ_by_prompt(penalty):
     reward = gspo.shaped_reward(correct, cost, gate, weights, penalty)
     for p in range(P):
         assert torch.equal(
-            reward[p : p + 1],
-            gspo.shaped_reward(correct[:1], cost[:1], gate[:1], weights[p].item(), penalty),
+            reward[p : p + 1], gspo.shaped_reward(correct[:1], cost[:1], gate[:1], weights[p].item(), penalty)
         )
     assert reward[:, 0].tolist() == pytest.approx([1.0, 0.9, 0.8, 0.5])
 

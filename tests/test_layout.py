@@ -95,8 +95,11 @@ def test_the_algorithm_does_no_io(name):
     text = FILES[name].read_text(encoding="utf-8")
     forbidden = {"os", "pathlib", "model", "io", "sys", "json", "time", "random", "logging", "torch.optim", "torch.nn"}
     assert not imports(FILES[name]) & forbidden
-    called = {node.func.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)
-              and isinstance(node.func, ast.Name)}  # fmt: skip
+    called = {
+        node.func.id
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
     assert not called & {"open", "print", "input"}
 
 
@@ -141,22 +144,27 @@ PUBLIC = [
     (model.Qwen3.logits, "self, hidden"),
     (tools.parse_call, "text"),
     (tools.Translator.translate, "self, texts, source, target='en'"),
-    (sampler.rollout, "model, tokenizer, tasks, group_size, translator, generator, *, mode='free', temperature=1.0, "
-                      "max_new_tokens, max_calls=2, max_rows=None"),
+    (
+        sampler.rollout,
+        "model, tokenizer, tasks, group_size, translator, generator, *, mode='free', temperature=1.0, "
+        "max_new_tokens, max_calls=2, max_rows=None",
+    ),
     (reward.score, "rollout, tokenizer, answer='plain'"),
     (logprob.token_logps, "hidden, head_weight, targets, temperature=1.0, valid_vocab=None"),
     (gspo.confidence, "correct, used_tool, estimator, probe=None"),
     (gspo.shaped_reward, "correct, cost, gate, cost_weight, penalty='multiply'"),
     (gspo.group_advantages, "reward, scale='group'"),
     (gspo.gspo_loss, "logps, old_logps, sampled, advantages, clip_low, clip_high, ratio='sequence'"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("function, promised", PUBLIC, ids=[function.__qualname__ for function, _ in PUBLIC])
 def test_public_signatures_begin_as_promised(function, promised):
     """Catches a renamed or reordered parameter that forks pass by name; further ones must have defaults."""
-    found = [parameter.replace(annotation=inspect.Parameter.empty)
-             for parameter in inspect.signature(function).parameters.values()]  # fmt: skip
+    found = [
+        parameter.replace(annotation=inspect.Parameter.empty)
+        for parameter in inspect.signature(function).parameters.values()
+    ]
     names = [re.split("=", part)[0] for part in promised.split(", ")]
     further = found[len([name for name in names if name != "*"]) :]
     assert all(parameter.default is not inspect.Parameter.empty for parameter in further)

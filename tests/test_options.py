@@ -117,8 +117,12 @@ def test_weights_that_do_not_fit_are_named(refused, tmp_path, change):
     if change == "garbage":
         (broken / "model.safetensors").write_bytes(b"garbage")
     line = refused("--model", broken)
-    expected = {"missing": "missing layers.1.mlp.up_proj", "unexpected": "unexpected layers.1.mlp.other",
-                "mis-shaped": r"up_proj.weight has shape \[3, 3\]", "garbage": "model.safetensors"}  # fmt: skip
+    expected = {
+        "missing": "missing layers.1.mlp.up_proj",
+        "unexpected": "unexpected layers.1.mlp.other",
+        "mis-shaped": r"up_proj.weight has shape \[3, 3\]",
+        "garbage": "model.safetensors",
+    }
     assert re.search(expected[change], line)
 
 
@@ -128,11 +132,13 @@ def test_weights_that_do_not_fit_are_named(refused, tmp_path, change):
         ('{"id": "x"', ":81: not JSON"),
         ("[]", ":81: expected an object"),
         ('{"id": "x", "language": "low-01"}', ":81: field '.*' is missing"),
-        ('{"id": "x", "language": "low-01", "tier": "medium", "split": "trained", "question": "?", "answer": "1"}',
-         ":81: field 'tier' is 'medium'"),
+        (
+            '{"id": "x", "language": "low-01", "tier": "medium", "split": "trained", "question": "?", "answer": "1"}',
+            ":81: field 'tier' is 'medium'",
+        ),
     ],
     ids=["json", "object", "field", "tier"],
-)  # fmt: skip
+)
 def test_a_malformed_line_of_data_is_named(refused, data_file, tmp_path, line, says):
     """Catches a bad line that is skipped, or reported without its number."""
     bad = tmp_path / "bad.jsonl"
@@ -258,8 +264,10 @@ def test_training_draws_follow_from_seed_and_step(data_file):
         draw, again = training_tasks(found, ["low"], 0), training_tasks(found, ["low"], 0)
         draw(0, 6), draw(1, 6)
         assert [task.id for task in draw(5, 6)] == [task.id for task in again(5, 6)]
-        ids = {tuple(task.id for task in training_tasks(found, ["low"], seed)(step, 6))
-               for seed, step in ((0, 5), (0, 6), (1, 5))}  # fmt: skip
+        ids = {
+            tuple(task.id for task in training_tasks(found, ["low"], seed)(step, 6))
+            for seed, step in ((0, 5), (0, 6), (1, 5))
+        }
         assert len(ids) == 3
 
 
@@ -277,8 +285,12 @@ def test_training_never_sees_held_out_languages_or_items_of_other_splits(tiers):
     draw = training_tasks(TrainingOptions(), tiers, 0)
     found = [task for step in range(5) for task in draw(step, 40)]
     assert {task.tier for task in found} == set(tiers) and {task.split for task in found} == {"trained"}
-    tests = {task.question_en for part in ("validation", "test")
-             for tasks in evaluation_tasks(Options(), part, 200).values() for task in tasks}  # fmt: skip
+    tests = {
+        task.question_en
+        for part in ("validation", "test")
+        for tasks in evaluation_tasks(Options(), part, 200).values()
+        for task in tasks
+    }
     assert not tests & {task.question_en for task in found}
 
 
@@ -343,9 +355,19 @@ def jsonl(path, rows):
 @pytest.fixture
 def translated(tmp_path):
     """(path of a file of twenty translated tasks, number of the first that is for training)."""
-    path = jsonl(tmp_path / "translated.jsonl", (
-        {"id": f"ca/own-{i}", "language": "ca", "question": f"El gat: {i}?", "answer": "1",
-         "question_en": f"Anna’s cat ate {i}½ fish –\u00a0how many?"} for i in range(20)))  # fmt: skip
+    path = jsonl(
+        tmp_path / "translated.jsonl",
+        (
+            {
+                "id": f"ca/own-{i}",
+                "language": "ca",
+                "question": f"El gat: {i}?",
+                "answer": "1",
+                "question_en": f"Anna’s cat ate {i}½ fish –\u00a0how many?",
+            }
+            for i in range(20)
+        ),
+    )
     return path, int(next(task.id for task in load_tasks(path) if options._part(task) == "train").split("-")[1])
 
 
@@ -388,8 +410,18 @@ def test_allowed_evaluation_data_is_in_the_log(translated, tmp_path, capsys):
     path, number = translated
     both = [jsonl(tmp_path / f"{name}.jsonl", [{"id": f"{name}-{number}"}]) for name in ("other", "own")]
     named = [word for file in both for word in ("--evaluation-data", file)]
-    call_main(train.main, "--dry-run", "--model", random_directory(), "--data", path, "--lang-tier", "low",
-              "--allow-evaluation-data", *named)  # fmt: skip
+    call_main(
+        train.main,
+        "--dry-run",
+        "--model",
+        random_directory(),
+        "--data",
+        path,
+        "--lang-tier",
+        "low",
+        "--allow-evaluation-data",
+        *named,
+    )
     log = capsys.readouterr().out
     assert re.search(rf"1 of \d+ training tasks are evaluation data \({', '.join(both)}\)", log)
     assert '"allow_evaluation_data": true' in log
@@ -397,10 +429,14 @@ def test_allowed_evaluation_data_is_in_the_log(translated, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "content, says",
-    [("", "no tasks"), ('{"id": "a"}\n[]\n', ":2: expected an object"), ('{"id": "a"', ":1: not JSON"),
-     ('{"prompt": "?"}', ":1: expected an id or a question")],
+    [
+        ("", "no tasks"),
+        ('{"id": "a"}\n[]\n', ":2: expected an object"),
+        ('{"id": "a"', ":1: not JSON"),
+        ('{"prompt": "?"}', ":1: expected an id or a question"),
+    ],
     ids=["empty", "list", "json", "fields"],
-)  # fmt: skip
+)
 def test_an_evaluation_file_with_nothing_to_compare_is_refused(translated, tmp_path, content, says):
     """Catches a guard that lets everything pass because it read nothing."""
     (tmp_path / "test.jsonl").write_text(content)
@@ -414,8 +450,9 @@ def test_translations_of_a_real_test_set_are_told_from_other_tasks(tmp_path):
     for name, code, tier in (("mgsm", "es", "high"), ("xcopa", "et", "low")):
         rows = [json.loads(line) for line in (REAL / f"{name}.jsonl").read_text(encoding="utf-8").split("\n") if line]
         path = jsonl(tmp_path / f"{name}.jsonl", (row for row in rows if row["lang"] == code))
-        found = TrainingOptions(data=path, fields="language=lang,split=ours",
-                                evaluation_data=(str(REAL / "gsm8k_test.jsonl"),))  # fmt: skip
+        found = TrainingOptions(
+            data=path, fields="language=lang,split=ours", evaluation_data=(str(REAL / "gsm8k_test.jsonl"),)
+        )
         if name == "mgsm":
             with pytest.raises(ValueError, match=r": (\d+) of \1 training tasks"):
                 training_tasks(found, [tier], 0)

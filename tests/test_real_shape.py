@@ -61,9 +61,16 @@ def policy_dir(questions, tmp_path_factory):
     texts = [row["question"] for row in questions[::5]] + [row["question_en"] for row in questions[::5]] + markup * 20
     train_tokenizer(texts, 3000).save(str(directory / "tokenizer.json"))
     size = load_tokenizer(directory).size
-    config = model_file.Config(vocab_size=size, hidden_size=1024, intermediate_size=3072, num_hidden_layers=1,
-                               num_attention_heads=16, num_key_value_heads=8, head_dim=128,
-                               tie_word_embeddings=True)  # fmt: skip
+    config = model_file.Config(
+        vocab_size=size,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=1,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=True,
+    )
     torch.manual_seed(0)
     model = model_file.Qwen3(config)
     with torch.no_grad():
@@ -81,11 +88,49 @@ def test_three_steps_of_the_4b_preset(policy_dir, task_file, recorded, tmp_path,
 
     monkeypatch.setattr(train, "score", lucky)
     out = tmp_path / "run"
-    call_main(train.main, "--preset", "qwen3-4b", "--device", "cpu", "--dtype", "float32", "--model", policy_dir,
-              "--translator", recorded, "--data", task_file, "--fields", "language=lang", "--lang-tier", "high",
-              "--steps", 3, "--prompts", 2, "--group-size", 3, "--minibatches", 2, "--max-new-tokens", 12,
-              "--eval-every", 3, "--validation-items", 1, "--save-every", 3, "--test-items", 1,
-              "--learning-rate", 1e-3, "--advantage-scale", "none", "--out", out)  # fmt: skip
+    call_main(
+        train.main,
+        "--preset",
+        "qwen3-4b",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+        "--model",
+        policy_dir,
+        "--translator",
+        recorded,
+        "--data",
+        task_file,
+        "--fields",
+        "language=lang",
+        "--lang-tier",
+        "high",
+        "--steps",
+        3,
+        "--prompts",
+        2,
+        "--group-size",
+        3,
+        "--minibatches",
+        2,
+        "--max-new-tokens",
+        12,
+        "--eval-every",
+        3,
+        "--validation-items",
+        1,
+        "--save-every",
+        3,
+        "--test-items",
+        1,
+        "--learning-rate",
+        1e-3,
+        "--advantage-scale",
+        "none",
+        "--out",
+        out,
+    )
     printed = capsys.readouterr().out
     assert "<tools>" in printed and "\\boxed{}" in printed and "<think>\n\n</think>" in printed
     metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -102,8 +147,17 @@ def test_a_recorded_translation_is_read_by_the_policy(policy_dir, task_file, rec
     model, tokenizer = model_file.load(policy_dir), load_tokenizer(policy_dir)
     chat = Chat(BOXED, tool_schema=True, think_block=True, answer="boxed")
     engine = open_engine(recorded)
-    for r in rollout(model, tokenizer, tasks, 1, engine, torch.Generator().manual_seed(0), mode="forced",
-                     max_new_tokens=160, chat=chat):  # fmt: skip
+    for r in rollout(
+        model,
+        tokenizer,
+        tasks,
+        1,
+        engine,
+        torch.Generator().manual_seed(0),
+        mode="forced",
+        max_new_tokens=160,
+        chat=chat,
+    ):
         assert r.calls[0].error is None
         assert r.calls[0].result == engine.translate([r.task.question], r.task.language)[0]
         assert f"<tool_response>\n{r.calls[0].result}\n</tool_response>" in tokenizer.decode(r.ids)

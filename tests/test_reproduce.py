@@ -119,8 +119,11 @@ def test_reward_and_cost_kept_are_ratios_to_the_unconstrained_policy():
     def policy(*seeds):  # (right, cost) in the three tiers, and something else elsewhere
         return Policy("", "", "", [outcome([*right, 0, 0, 0, 0], [*cost, 9, 9, 9, 9]) for right, cost in seeds])
 
-    pool = {"base": policy(([0, 0, 1], [0, 0, 0])), "oracle": policy(([1, 1, 1], [1, 1, 0])),
-            "unconstrained": policy(([1, 1, 1], [1, 1, 2]), ([1, 0, 1], [1, 1, 1]))}  # fmt: skip
+    pool = {
+        "base": policy(([0, 0, 1], [0, 0, 0])),
+        "oracle": policy(([1, 1, 1], [1, 1, 0])),
+        "unconstrained": policy(([1, 1, 1], [1, 1, 2]), ([1, 0, 1], [1, 1, 1])),
+    }
     ours = policy(([1, 0, 1], [1, 0, 1]), ([1, 0, 1], [0, 0, 3]))
     row = comparisons.policy_summary(ours, pool, columns)
     assert row["headroom"] == [0.5, 0.0]
@@ -139,15 +142,24 @@ def test_the_pareto_share_is_asked_at_every_cost_weight_that_both_families_have(
     def policy(family, right, cost):
         return Policy("", family, "", [outcome([*right, 0, 0, 0, 0], [*cost, 9, 9, 9, 9])])
 
-    pool = {"always translate": policy("always translate", [1, 1, 1], [2, 2, 2]),
-            "unconstrained": policy("unconstrained", [1, 1, 1], [1, 1, 1]),
-            "plain-0.5": policy("plain", [1, 0, 0], [0, 0, 0]), "native-0.5": policy("native", [1, 1, 0], [1, 0, 0]),
-            "plain-1": policy("plain", [1, 1, 0], [1, 0, 0]),
-            "native-2": policy("native", [1, 1, 1], [0, 0, 0])}  # fmt: skip
+    pool = {
+        "always translate": policy("always translate", [1, 1, 1], [2, 2, 2]),
+        "unconstrained": policy("unconstrained", [1, 1, 1], [1, 1, 1]),
+        "plain-0.5": policy("plain", [1, 0, 0], [0, 0, 0]),
+        "native-0.5": policy("native", [1, 1, 0], [1, 0, 0]),
+        "plain-1": policy("plain", [1, 1, 0], [1, 0, 0]),
+        "native-2": policy("native", [1, 1, 1], [0, 0, 0]),
+    }
     found = comparisons.pareto_by_cost_weight(pool, "native", columns)
     # 2/3 at 1/3 against 1 at 1: better from 1/2 on; against 1/3 at 0: better up to 1
-    assert found == {"0.5": {"always translate": [0.0, 0.0], "unconstrained": [0.5, 0.0], "plain-0.5": [0.0, 0.0],
-                             "native-0.5": [0.5, 0.0]}}  # fmt: skip
+    assert found == {
+        "0.5": {
+            "always translate": [0.0, 0.0],
+            "unconstrained": [0.5, 0.0],
+            "plain-0.5": [0.0, 0.0],
+            "native-0.5": [0.5, 0.0],
+        }
+    }
 
 
 def test_at_full_reward_the_cheapest_member_is_chosen_on_validation_items():
@@ -187,26 +199,35 @@ def test_groups_and_languages_render_the_same_items():
 
 
 def options_for(tmp_path, **changes):
-    small = (f"--model {base_directory()} --steps 2 --prompts 4 --group-size 4 --eval-every 1 --validation-items 3 "
-             "--learning-rate 1e-2 --max-new-tokens 60")  # fmt: skip
-    given = {"out": str(tmp_path / "results"), "runs": str(tmp_path / "runs"), "test_items": 40, "jobs": 1,
-             "quick": True, "train": small}  # fmt: skip
+    small = (
+        f"--model {base_directory()} --steps 2 --prompts 4 --group-size 4 --eval-every 1 --validation-items 3 "
+        "--learning-rate 1e-2 --max-new-tokens 60"
+    )
+    given = {
+        "out": str(tmp_path / "results"),
+        "runs": str(tmp_path / "runs"),
+        "test_items": 40,
+        "jobs": 1,
+        "quick": True,
+        "train": small,
+    }
     return ReproduceOptions(**(given | changes))
 
 
-JOBS = [
-    Job("base", "main", "", (*FREELY, *ROUTED), trains=False),
-    Job("unconstrained", "main", "--gate never"),
-]
+JOBS = [Job("base", "main", "", (*FREELY, *ROUTED), trains=False), Job("unconstrained", "main", "--gate never")]
 
 
 def test_a_changed_option_is_another_result(tmp_path):
     """Catches a key that leaves an option out: the tables would show a run under another run's name."""
     options = options_for(tmp_path)
     key = outcomes.key_of(reproduce.configuration(JOBS[1], 0, options))
-    others = [(replace(JOBS[1], options="--gate always"), 0, options), (JOBS[1], 1, options),
-              (JOBS[1], 0, replace(options, test_items=60)), (replace(JOBS[1], trains=False), 0, options),
-              (JOBS[1], 0, replace(options, train=options.train + " --tool-noise 0.1"))]  # fmt: skip
+    others = [
+        (replace(JOBS[1], options="--gate always"), 0, options),
+        (JOBS[1], 1, options),
+        (JOBS[1], 0, replace(options, test_items=60)),
+        (replace(JOBS[1], trains=False), 0, options),
+        (JOBS[1], 0, replace(options, train=options.train + " --tool-noise 0.1")),
+    ]
     keys = {outcomes.key_of(reproduce.configuration(*other)) for other in others}
     assert len(keys | {key}) == 6
     same = replace(JOBS[1], name="other", options="--gate never --log-rollouts 3 --save-every 1")
@@ -223,8 +244,10 @@ def test_two_jobs_of_one_configuration_are_one_run(tmp_path):
 def test_families_that_are_compared_have_the_same_cost_weights():
     """Catches a frontier that is wider, or a cheapest member that is cheaper, only because more prices were tried."""
     jobs = [job.name for job in experiments.all_jobs(Config()) if job.experiment == "main"]
-    grids = {family: {name.partition("-")[2] for name in jobs if name.startswith(f"{family}-")}
-             for family in ("plain", "native", "group", "probe")}  # fmt: skip
+    grids = {
+        family: {name.partition("-")[2] for name in jobs if name.startswith(f"{family}-")}
+        for family in ("plain", "native", "group", "probe")
+    }
     assert grids["native"] == grids["plain"] == {"0.125", "0.175", "0.25", "0.35", "0.5", "1"}
     assert grids["group"] == grids["probe"] < grids["plain"]
     assert [job.name for job in experiments.all_jobs(Config(), quick=True)][-3:] == [

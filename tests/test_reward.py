@@ -38,22 +38,69 @@ def tool_turn(result):
 # --- verification -----------------------------------------------------------------------------------------------
 
 EQUAL = [
-    ("18", "18"), ("18.", "18"), ("18.0", "18"), ("18.50", "18.5"), (".5", "0.5"), ("18.", "18.00"), ("+18", "18"),
-    ("-18", "-18.0"), ("007", "7"), (" 18\n", "18"),
-    ("1,234", "1234"), ("1,234,567.50", "1234567.5"), ("$1,234", "1234"), ("1234", "1,234"),
-    ("$18", "18"), ("18$", "18"), (r"\$18", "18"), ("$18$", "18"), ("€18", "18"), ("18 €", "18"), ("$ 18.00", "18"),
-    ("50%", "50"), (r"50\%", "50"), ("50 %", "50%"),
-    (r"\text{18}", "18"), (r"\text{Anna}", "anna"), (r"\textbf{yes}", "Yes"), (r"18\ \text{}", "18"),
-    ("١٨", "18"), ("१८", "18"), ("１８", "18"), ("１，２３４", "1234"),
-    ("Kitchen", "kitchen"), ("KITCHEN.", "kitchen"), ("horse  ant\n stones", "horse ant stones"), ("STRASSE", "straße"),
-    ("−18", "-18"), ("yes .", "yes"), ("é", "e\u0301"), ("ﬁsh", "fish"), ("A", "a"),
-]  # fmt: skip
+    ("18", "18"),
+    ("18.", "18"),
+    ("18.0", "18"),
+    ("18.50", "18.5"),
+    (".5", "0.5"),
+    ("18.", "18.00"),
+    ("+18", "18"),
+    ("-18", "-18.0"),
+    ("007", "7"),
+    (" 18\n", "18"),
+    ("1,234", "1234"),
+    ("1,234,567.50", "1234567.5"),
+    ("$1,234", "1234"),
+    ("1234", "1,234"),
+    ("$18", "18"),
+    ("18$", "18"),
+    (r"\$18", "18"),
+    ("$18$", "18"),
+    ("€18", "18"),
+    ("18 €", "18"),
+    ("$ 18.00", "18"),
+    ("50%", "50"),
+    (r"50\%", "50"),
+    ("50 %", "50%"),
+    (r"\text{18}", "18"),
+    (r"\text{Anna}", "anna"),
+    (r"\textbf{yes}", "Yes"),
+    (r"18\ \text{}", "18"),
+    ("١٨", "18"),
+    ("१८", "18"),
+    ("１８", "18"),
+    ("１，２３４", "1234"),
+    ("Kitchen", "kitchen"),
+    ("KITCHEN.", "kitchen"),
+    ("horse  ant\n stones", "horse ant stones"),
+    ("STRASSE", "straße"),
+    ("−18", "-18"),
+    ("yes .", "yes"),
+    ("é", "e\u0301"),
+    ("ﬁsh", "fish"),
+    ("A", "a"),
+]
 DIFFERENT = [
-    ("18", "19"), ("18", "-18"), ("18.01", "18"), ("1.8", "18"), ("12,34", "1234"), ("1,23", "123"), ("1 8", "18"),
-    ("18 19", "18"), ("18 coins", "18"), ("0", ""), ("", "0"), ("ant horse", "horse ant"), ("kitchen", "the kitchen"),
-    ("1e3", "1000"), ("inf", "1"), ("nan", "nan1"), ("0x12", "18"), ("--18", "18"),
+    ("18", "19"),
+    ("18", "-18"),
+    ("18.01", "18"),
+    ("1.8", "18"),
+    ("12,34", "1234"),
+    ("1,23", "123"),
+    ("1 8", "18"),
+    ("18 19", "18"),
+    ("18 coins", "18"),
+    ("0", ""),
+    ("", "0"),
+    ("ant horse", "horse ant"),
+    ("kitchen", "the kitchen"),
+    ("1e3", "1000"),
+    ("inf", "1"),
+    ("nan", "nan1"),
+    ("0x12", "18"),
+    ("--18", "18"),
     ("12345678901234567891", "12345678901234567890"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("answer, gold", EQUAL)
@@ -86,11 +133,20 @@ def test_thousands_commas_do_not_change_a_number(n):
 # --- extraction -------------------------------------------------------------------------------------------------
 
 BOXED = [
-    (r"\boxed{18}", "18"), (r"so \boxed{ 18 }.", "18"), (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
-    (r"\boxed{\text{a {b} c}}", r"\text{a {b} c}"), (r"\boxed{1} then \boxed{2}", "2"), (r"\boxed{}", None),
-    (r"\boxed{ }", None), ("18", None), (r"\boxed{18", None), (r"\boxed{{18}", None), (r"boxed{18}", None),
-    (r"\boxed{1} then \boxed{2", None), ("", None),
-]  # fmt: skip
+    (r"\boxed{18}", "18"),
+    (r"so \boxed{ 18 }.", "18"),
+    (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+    (r"\boxed{\text{a {b} c}}", r"\text{a {b} c}"),
+    (r"\boxed{1} then \boxed{2}", "2"),
+    (r"\boxed{}", None),
+    (r"\boxed{ }", None),
+    ("18", None),
+    (r"\boxed{18", None),
+    (r"\boxed{{18}", None),
+    (r"boxed{18}", None),
+    (r"\boxed{1} then \boxed{2", None),
+    ("", None),
+]
 
 
 @pytest.mark.parametrize("text, expected", BOXED)
@@ -193,8 +249,9 @@ def test_the_cost_does_not_depend_on_the_order_of_the_calls():
     """Catches a last bit by which two equal rewards of a group differ: it would become an advantage of size 1."""
     costs = [0.1, 0.2, 0.3]
     assert 0.1 + 0.2 + 0.3 != 0.3 + 0.2 + 0.1
-    one, other = (score(rollout("18", IM_END, calls=[call(c) for c in order]), TOKENIZER)
-                  for order in (costs, costs[::-1]))  # fmt: skip
+    one, other = (
+        score(rollout("18", IM_END, calls=[call(c) for c in order]), TOKENIZER) for order in (costs, costs[::-1])
+    )
     assert one.cost == other.cost
     assert math.isclose(one.cost, 0.6)
 

@@ -156,8 +156,16 @@ def test_the_saved_configuration_is_the_resolved_one(tmp_path):
     """Catches a config.json that holds only what was given on the command line, or rounds it."""
     run = begin(tmp_path / "run", seed=3)
     saved = json.loads((run.path / "config.json").read_text())
-    assert saved == {"steps": 10, "seed": 3, "out": "", "resume": False, "device": "cpu", "max_rows": 4,
-                     "policy": ["a"], "cost_weight": 0.1 + 0.2}  # fmt: skip
+    assert saved == {
+        "steps": 10,
+        "seed": 3,
+        "out": "",
+        "resume": False,
+        "device": "cpu",
+        "max_rows": 4,
+        "policy": ["a"],
+        "cost_weight": 0.1 + 0.2,
+    }
 
 
 def test_an_existing_run_is_not_overwritten(tmp_path):
@@ -294,14 +302,17 @@ def test_a_rollout_row_is_json_and_holds_every_part():
 
 def test_step_metrics_by_hand():
     """Catches means over groups where means over rollouts are meant, and parts that do not hold all their rollouts."""
-    tasks = [Task(str(i), "low-01", tier, "trained", domain, "?", (), "5")
-             for i, (tier, domain) in enumerate([("low", "math"), ("low", "logic"), ("high", "math")])]  # fmt: skip
+    tasks = [
+        Task(str(i), "low-01", tier, "trained", domain, "?", (), "5")
+        for i, (tier, domain) in enumerate([("low", "math"), ("low", "logic"), ("high", "math")])
+    ]
     scores = [Score(c, "5", True, k, k > 0) for c, k in [(1, 0.0), (1, 2.0), (0, 0.0), (0, 0.0), (1, 1.0), (0, 1.0)]]
     gates, kappa, no_evidence = torch.tensor([1.0, 0, 0]), torch.tensor([1.0, 0, 0.5]), torch.tensor([0, 0, 1])
     found = runs.step_metrics(tasks, scores, gates, kappa, no_evidence, 2)
     assert found["accuracy"] == 0.5 and found["tool_rate"] == 0.5 and found["cost"] == pytest.approx(4 / 6)
     assert found["gate_rate"] == pytest.approx(1 / 3) and found["confidence"] == 0.5
-    assert found["tier"]["low"] == pytest.approx(dict(accuracy=0.5, tool_rate=0.25, cost=0.5, gate_rate=0.5,
-                                                      confidence=0.5, no_evidence_rate=0.0))  # fmt: skip
+    assert found["tier"]["low"] == pytest.approx(
+        dict(accuracy=0.5, tool_rate=0.25, cost=0.5, gate_rate=0.5, confidence=0.5, no_evidence_rate=0.0)
+    )
     assert found["domain"]["math"]["cost"] == 1.0 and found["tier"]["high"]["no_evidence_rate"] == 1.0
     assert set(found["domain"]) == {"math", "logic"}

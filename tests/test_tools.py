@@ -139,12 +139,14 @@ TURNS = {
     "thinking that never ends": ([THINK, "hm", CALL, EMPTY, END_CALL, IM_END], []),
     "a call after thinking": ([THINK, CALL, EMPTY, END_CALL, END_THINK, CALL, EMPTY, END_CALL], [ToolCall(None)]),
     "thinking closed by the prompt": ([END_THINK, CALL, EMPTY, END_CALL, IM_END], [ToolCall(None)]),
-    "a thought inside a call": ([CALL, EMPTY, THINK, END_CALL, CALL, EMPTY, END_CALL],
-                                [CallError("error: the call is not valid JSON"), ToolCall(None)]),
+    "a thought inside a call": (
+        [CALL, EMPTY, THINK, END_CALL, CALL, EMPTY, END_CALL],
+        [CallError("error: the call is not valid JSON"), ToolCall(None)],
+    ),
     "an end without a begin": (["4", END_CALL, IM_END], []),
     "the characters of a call": (["<tool_call>" + EMPTY + "</tool_call>", IM_END], []),
     "the characters of an end": ([CALL, EMPTY, "</tool_call>", IM_END], [NOT_CLOSED]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TURNS)

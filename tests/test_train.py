@@ -45,8 +45,11 @@ def policy(dtype=torch.float32):
 @pytest.fixture(scope="module")
 def batch(tokenizer):
     """Twelve hand-made rollouts of very different length, their advantages: 0 for a whole group and one more row."""
-    rollouts = [hand_made(tokenizer, task, answer, called=answer == "12")
-                for task in TASKS for answer in ("3", "12", "4 or perhaps 5")]  # fmt: skip
+    rollouts = [
+        hand_made(tokenizer, task, answer, called=answer == "12")
+        for task in TASKS
+        for answer in ("3", "12", "4 or perhaps 5")
+    ]
     advantages = torch.tensor([1.0, -0.5, -0.5, 0.0, 0.0, 0.0, 0.7, 0.7, -1.4, -1.0, 1.0, 0.0])
     return rollouts, advantages
 
@@ -118,8 +121,16 @@ def test_old_log_probs_are_no_part_of_the_graph(batch, seen):
 def test_sampler_and_trainer_agree_on_every_log_prob(tokenizer, temperature):
     """Catches a temperature, a mask of the vocabulary or a position that the two apply differently."""
     model = policy()
-    rollouts = rollout(model, tokenizer, TASKS, 8, LexiconTranslator(), torch.Generator().manual_seed(0),
-                       temperature=temperature, max_new_tokens=100)  # fmt: skip
+    rollouts = rollout(
+        model,
+        tokenizer,
+        TASKS,
+        8,
+        LexiconTranslator(),
+        torch.Generator().manual_seed(0),
+        temperature=temperature,
+        max_new_tokens=100,
+    )
     assert any(r.calls for r in rollouts) and any(not r.calls for r in rollouts)
     logps, entropy, sampled = optimize.policy_logps(model, rollouts, temperature, tokenizer.size)
     for row, r in enumerate(rollouts):
@@ -351,8 +362,16 @@ def test_probe_confidence_comes_from_extra_rollouts_without_the_tool(tokenizer):
     """Catches a probe that may call, or that shares its uniform numbers with the group."""
     config = replace(ALL, gate="probe", probe_rollouts=16)
     metrics, rows, _ = one_step(config)
-    extra = rollout(policy(), tokenizer, TASKS, 16, LexiconTranslator(), train.generator(0, 0, 1), mode="forbidden",
-                    max_new_tokens=100)  # fmt: skip
+    extra = rollout(
+        policy(),
+        tokenizer,
+        TASKS,
+        16,
+        LexiconTranslator(),
+        train.generator(0, 0, 1),
+        mode="forbidden",
+        max_new_tokens=100,
+    )
     correct = [train.score(r, tokenizer).correct for r in extra]
     assert not any(r.calls for r in extra)
     assert metrics["confidence"] == pytest.approx(sum(correct) / len(correct))
@@ -373,8 +392,12 @@ def test_a_stated_price_is_what_a_call_costs():
 
 def test_generators_of_steps_purposes_and_seeds_differ():
     """Catches two steps, or a group and its probe, that draw the same numbers."""
-    draws = {torch.rand(1, generator=train.generator(seed, step, purpose), dtype=torch.float64).item()
-             for seed in range(4) for step in range(30) for purpose in range(3)}  # fmt: skip
+    draws = {
+        torch.rand(1, generator=train.generator(seed, step, purpose), dtype=torch.float64).item()
+        for seed in range(4)
+        for step in range(30)
+        for purpose in range(3)
+    }
     assert len(draws) == 4 * 30 * 3
 
 
@@ -387,9 +410,34 @@ LOGS = ("metrics.jsonl", "rollouts.jsonl", "timings.jsonl")
 def options(tmp_path_factory):
     """A run of six steps, with a validation and a checkpoint every second one."""
     data = write_tasks(tmp_path_factory.mktemp("data") / "tasks.jsonl")
-    return ["--model", base_directory(), "--data", data, "--lang-tier", "low", "--steps", 6, "--prompts", 4,
-            "--group-size", 6, "--save-every", 2, "--eval-every", 3, "--validation-items", 4, "--test-items", 4,
-            "--max-new-tokens", 100, "--micro-tokens", 600, "--advantage-scale", "none"]  # fmt: skip
+    return [
+        "--model",
+        base_directory(),
+        "--data",
+        data,
+        "--lang-tier",
+        "low",
+        "--steps",
+        6,
+        "--prompts",
+        4,
+        "--group-size",
+        6,
+        "--save-every",
+        2,
+        "--eval-every",
+        3,
+        "--validation-items",
+        4,
+        "--test-items",
+        4,
+        "--max-new-tokens",
+        100,
+        "--micro-tokens",
+        600,
+        "--advantage-scale",
+        "none",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -422,8 +470,13 @@ def assert_same_run(one, other):
     rows = [[json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()] for run in (one, other)]
     assert without_seconds(rows[0]) == without_seconds(rows[1])
     assert {path.name for path in one.iterdir()} == {path.name for path in other.iterdir()}
-    for name in ("best/model.safetensors", "best/state.json", "step-000006/model.safetensors",
-                 "step-000006/optimizer.safetensors", "step-000006/state.json"):  # fmt: skip
+    for name in (
+        "best/model.safetensors",
+        "best/state.json",
+        "step-000006/model.safetensors",
+        "step-000006/optimizer.safetensors",
+        "step-000006/state.json",
+    ):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
     reports = [json.loads((run / "report.json").read_text())["groups"] for run in (one, other)]
     assert reports[0] == reports[1]
@@ -450,7 +503,7 @@ def test_the_saved_configuration_is_the_one_that_ran(uninterrupted, options):
         flag.removeprefix("--").replace("-", "_"): str(v) if isinstance(v, os.PathLike) else v
         for flag, v in given.items()
     }
-    assert saved == json.loads(json.dumps({**expected, "out": str(uninterrupted)}))  # fmt: skip
+    assert saved == json.loads(json.dumps({**expected, "out": str(uninterrupted)}))
 
 
 def test_best_has_the_highest_validation_utility(uninterrupted):

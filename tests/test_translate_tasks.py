@@ -45,8 +45,18 @@ class Engine:
         return [(self.back if target == "en" else self.there)(text) for text in texts]
 
 
-SPANISH = {"apples": "manzanas", "buys": "compra", "costs": "cuesta", "and": "y", "how": "cuánto", "many": "muchos",
-           "red": "rojo", "blue": "azul", "eats": "come", "the": "el"}  # fmt: skip
+SPANISH = {
+    "apples": "manzanas",
+    "buys": "compra",
+    "costs": "cuesta",
+    "and": "y",
+    "how": "cuánto",
+    "many": "muchos",
+    "red": "rojo",
+    "blue": "azul",
+    "eats": "come",
+    "the": "el",
+}
 ENGLISH = {ours: theirs for theirs, ours in SPANISH.items()}
 
 
@@ -295,9 +305,11 @@ def test_digits_of_a_translation_are_compared_as_far_as_they_can_be(source, tran
 )
 def test_each_check_fails_on_what_it_is_for(name, changed):
     """Catches a check that is no longer made, or that always passes."""
-    good = trip("Ann has three apples and Bob eats two of them. How many are left to Ann?",
-                "Ann tiene tres manzanas y Bob come dos de ellas. Cuántas quedan a Ann?",
-                "Ann has three apples and Bob eats two of them. How many are left to Ann?")  # fmt: skip
+    good = trip(
+        "Ann has three apples and Bob eats two of them. How many are left to Ann?",
+        "Ann tiene tres manzanas y Bob come dos de ellas. Cuántas quedan a Ann?",
+        "Ann has three apples and Bob eats two of them. How many are left to Ann?",
+    )
     assert verify(good).failures == {}
     assert list(verify(replace(good, **changed)).failures) == [name]
 
@@ -409,8 +421,18 @@ def test_a_quarter_that_became_a_neighbourhood_is_rejected_by_its_value():
 
 
 def arguments(directory):
-    return ["--languages", "high-01,xlow-06", "--items", "60", "--tool-noise", "0.1",
-            "--output", f"{directory}/tasks.jsonl", "--report", f"{directory}/report.json"]  # fmt: skip
+    return [
+        "--languages",
+        "high-01,xlow-06",
+        "--items",
+        "60",
+        "--tool-noise",
+        "0.1",
+        "--output",
+        f"{directory}/tasks.jsonl",
+        "--report",
+        f"{directory}/report.json",
+    ]
 
 
 def run(directory, *more):
@@ -435,8 +457,10 @@ def test_every_task_is_kept_or_rejected_with_a_reason(finished):
     """Catches a task that is lost between the files."""
     kept = [json.loads(line) for line in (finished / "tasks.jsonl").open()]
     rejected = [json.loads(line) for line in (finished / "tasks.rejects.jsonl").open()]
-    seen = Counter([(row["provenance"]["source_id"], row["language"]) for row in kept]
-                   + [(row["id"], row["language"]) for row in rejected])  # fmt: skip
+    seen = Counter(
+        [(row["provenance"]["source_id"], row["language"]) for row in kept]
+        + [(row["id"], row["language"]) for row in rejected]
+    )
     assert len(seen) == 120 and set(seen.values()) == {1}
     assert all(row["reasons"] for row in rejected)
 
@@ -517,8 +541,12 @@ translate_tasks.main(sys.argv[1:])
 
 def test_kill_9_in_the_middle_then_resume_gives_the_same_files(finished, tmp_path):
     """Catches results that are only in memory, and a journal that a kill leaves unreadable."""
-    done = subprocess.run([sys.executable, "-c", KILLED, *arguments(tmp_path)], cwd=ROOT, capture_output=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, *arguments(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     survived = len((tmp_path / "tasks.journal.jsonl").read_bytes().splitlines()) - 1
     assert 0 < survived < 120 and not (tmp_path / "tasks.jsonl").exists()
@@ -601,8 +629,12 @@ def test_a_solver_rejects_what_it_answers_in_another_way(base_dir, monkeypatch):
     outcomes.append(replace(outcomes[0], id="rejected", verdict=checks.Verdict((), {"chrF": "low"})))
     options = translate_tasks.TranslateOptions(languages="high-01", solver=str(base_dir), max_new_tokens=2)
     judged = {o.id: o.verdict.failures for o in translate_tasks.solve(outcomes, options)}
-    assert judged == {"same": {}, "other": {"solver": "'3' became '4'"}, "none": {"solver": "'3' became None"},
-                      "rejected": {"chrF": "low"}}  # fmt: skip
+    assert judged == {
+        "same": {},
+        "other": {"solver": "'3' became '4'"},
+        "none": {"solver": "'3' became None"},
+        "rejected": {"chrF": "low"},
+    }
 
 
 @pytest.mark.parametrize(

@@ -141,8 +141,14 @@ for i in range(int(sys.argv[2])):
 
 
 def worker(cache, count: int) -> subprocess.Popen:
-    process = subprocess.Popen([sys.executable, "-c", WORKER, str(cache), str(count)], cwd=ROOT, env=environment(),
-                               text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(cache), str(count)],
+        cwd=ROOT,
+        env=environment(),
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     assert process.stdout.readline() == "ready\n"
     return process
 

@@ -112,8 +112,11 @@ def test_the_split_of_an_item_follows_from_its_english_text_alone():
     assert not texts["train"] & texts["validation"] and not texts["train"] & texts["test"]
     assert not texts["validation"] & texts["test"]
     by_text = {item.english: item.split for found in drawn.values() for item in found}
-    assert all(world.Item("other", "hard", item.sentences, "?").split == by_text[item.english]
-               for found in drawn.values() for item in found)  # fmt: skip
+    assert all(
+        world.Item("other", "hard", item.sentences, "?").split == by_text[item.english]
+        for found in drawn.values()
+        for item in found
+    )
 
 
 def test_items_are_different_and_domains_take_turns():
@@ -267,8 +270,14 @@ def test_an_unknown_language_is_an_error():
             LexiconTranslator().translate(["a"], source, target)
 
 
-WORDS = sorted({word for code in ("en", "high-01", "xlow-06") for phrase in WORLD[code].lexicon.values()
-                for word in phrase.split()})  # fmt: skip
+WORDS = sorted(
+    {
+        word
+        for code in ("en", "high-01", "xlow-06")
+        for phrase in WORLD[code].lexicon.values()
+        for word in phrase.split()
+    }
+)
 
 
 @given(

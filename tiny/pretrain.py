@@ -53,8 +53,10 @@ ADDED_TOKENS = """<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|o
 <|box_end|> <|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>
 <tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|>
 <tool_response> </tool_response> <think> </think>""".split()
-QWEN_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-              r"|\s+(?!\S)|\s+")  # fmt: skip
+QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
@@ -90,8 +92,9 @@ def mixture() -> list[tuple[Language, float]]:
     return [(x, SHARE[x.tier] * x.exposure / total[x.tier]) for x in spoken if x.exposure]
 
 
-def document(item: Item, language: Language, tokenizer, rng: random.Random, tool_rate: float = TOOL_RATE,
-             priced: float = 0.0) -> tuple[list[int], list[float]]:  # fmt: skip
+def document(
+    item: Item, language: Language, tokenizer, rng: random.Random, tool_rate: float = TOOL_RATE, priced: float = 0.0
+) -> tuple[list[int], list[float]]:
     """One training document: (ids, weight of each id as a target). A share `priced` of the prompts states a price, a
     share `tool_rate` of the answers uses the tool, beside those that only show a translation (`PARALLEL`)."""
     task = render(item, language)
@@ -109,8 +112,9 @@ def document(item: Item, language: Language, tokenizer, rng: random.Random, tool
     return ids + answer, weights + [1.0] * len(answer)
 
 
-def batches(tokenizer, rng: random.Random, batch_size: int, shares: list[tuple[Language, float]], steps: int,
-            **course: float):  # fmt: skip
+def batches(
+    tokenizer, rng: random.Random, batch_size: int, shares: list[tuple[Language, float]], steps: int, **course: float
+):
     """Padded batches (ids [B, T], weights [B, T]) for `steps` steps; documents of like length go together. `course`:
     document's tool_rate and priced."""
     spoken, probabilities = zip(*shares, strict=True)
@@ -184,8 +188,10 @@ def accept(directory, count: int, price: float | None = None) -> None:
         modes = {m: evaluate(model, tokenizer, drawn, translator, options, m) for m in ("forbidden", "forced", "free")}
         f, t, free = (100 * summary(modes[m])["accuracy"] for m in modes)
         by_domain = {m: breakdown(modes[m], lambda task: task.domain) for m in ("forbidden", "forced")}
-        domains = "  ".join(f"{d} {100 * by_domain['forbidden'][d]['accuracy']:.0f}/{100 * v['accuracy']:.0f}"
-                            for d, v in by_domain["forced"].items())  # fmt: skip
+        domains = "  ".join(
+            f"{d} {100 * by_domain['forbidden'][d]['accuracy']:.0f}/{100 * v['accuracy']:.0f}"
+            for d, v in by_domain["forced"].items()
+        )
         print(f"{name:12}{f:10.1f}{t:8.1f}{free:8.1f}{summary(modes['free'])['tool_rate']:11.3f}   {domains}")
 
 
@@ -216,10 +222,7 @@ def from_scratch(args: argparse.Namespace, rng: random.Random) -> Qwen3:
     model = Qwen3(config)
     initialise(model, args.seed)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {tokenizer.size} ids")
-    courses = [
-        ("English", args.english_steps, [(WORLD["en"], 1.0)], 0.0),
-        ("mixture", args.steps, mixture(), 0.5),
-    ]
+    courses = [("English", args.english_steps, [(WORLD["en"], 1.0)], 0.0), ("mixture", args.steps, mixture(), 0.5)]
     for name, steps, shares, cooldown in courses:
         pretrain(model, batches(tokenizer, rng, args.batch_size, shares, steps), steps, name, cooldown)
     return model

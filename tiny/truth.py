@@ -105,6 +105,10 @@ def _instruction(sentence: Sentence) -> str | None:
     if verb == "must-say-the-opposite-of":
         adjectives = CONCEPTS["adjective"]
         return adjectives[adjectives.index(words[0]) ^ 1] if len(words) == 1 and words[0] in adjectives else None
-    said = {"must-say": words, "must-repeat": words * 2, "must-reverse": words[::-1],
-            "must-say-the-last-of": words[-1:]}.get(verb)  # fmt: skip
+    said = {
+        "must-say": words,
+        "must-repeat": words * 2,
+        "must-reverse": words[::-1],
+        "must-say-the-last-of": words[-1:],
+    }.get(verb)
     return " ".join(said) if said else None

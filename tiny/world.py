@@ -40,10 +40,10 @@ CONCEPTS = {
     "superlative": "oldest youngest tallest shortest fastest slowest",
     "size": "bigger smaller",
     "verb": "has holds is is-in lives gives shows sees must-say must-repeat must-reverse must-say-the-last-of "
-            "must-say-the-opposite-of",
+    "must-say-the-opposite-of",
     "question": "how-many what where who which what-colour how-many-legs",
     "container": "each-box boxes",
-}  # fmt: skip
+}
 CONCEPTS = {category: words.split() for category, words in CONCEPTS.items()}
 CATEGORY = {concept: category for category, concepts in CONCEPTS.items() for concept in concepts}
 VERBS = {c for category in ("gain", "loss", "comparative", "verb") for c in CONCEPTS[category]}
@@ -161,8 +161,10 @@ def _make_language(code: str, tier: str, split: str, exposure: float, script: st
         word = None
         while word is None or word in taken:
             syllables = rng.choices([1, 2, 3], [1, 6, 2])[0]
-            word = "".join(rng.choice(consonants) + rng.choice(vowels) + (coda if rng.random() < 0.4 else "")
-                           for _ in range(syllables))  # fmt: skip
+            word = "".join(
+                rng.choice(consonants) + rng.choice(vowels) + (coda if rng.random() < 0.4 else "")
+                for _ in range(syllables)
+            )
             word += rng.choice(consonants) if syllables == 1 else ""
         taken.add(word)
         lexicon[concept] = word.translate(SCRIPTS[script]) if script else word
@@ -174,8 +176,15 @@ def _make_language(code: str, tier: str, split: str, exposure: float, script: st
 def _make_world() -> dict[str, Language]:
     english = {concept: concept.replace("-", " ") for concept in CATEGORY}
     world = {"en": Language("en", "base", "base", 1.0, "SVO", "QOVS", False, english)}
-    scripts = {"high-04": "cyrillic", "high-09": "greek", "low-02": "greek", "low-07": "georgian",
-               "xlow-03": "cyrillic", "xlow-06": "armenian", "synthetic-02": "georgian"}  # fmt: skip
+    scripts = {
+        "high-04": "cyrillic",
+        "high-09": "greek",
+        "low-02": "greek",
+        "low-07": "georgian",
+        "xlow-03": "cyrillic",
+        "xlow-06": "armenian",
+        "synthetic-02": "georgian",
+    }
     for tier, count, held_out in (("high", 11, (3, 7, 11)), ("low", 10, (3, 6, 9)), ("xlow", 10, (3, 6, 9))):
         for i in range(1, count + 1):
             exposure = 1.5 - (i - 1) / (count - 1)  # tiers are ranges: 1.5 down to 0.5 of the tier's mean
@@ -191,8 +200,11 @@ WORLD = _make_world()
 
 def languages(tier: str | None = None, split: str | None = None) -> list[str]:
     """Codes of the constructed languages of a tier and a split; None: of any. English is not among them."""
-    return [code for code, language in WORLD.items() if code != "en"
-            and tier in (None, language.tier) and split in (None, language.split)]  # fmt: skip
+    return [
+        code
+        for code, language in WORLD.items()
+        if code != "en" and tier in (None, language.tier) and split in (None, language.split)
+    ]
 
 
 # --- items ------------------------------------------------------------------------------------------------------
@@ -340,9 +352,17 @@ def render(item: Item, code: str | Language) -> Task:
     """The item as a `Task` in a language of the world, or in any `Language`."""
     language = WORLD[code] if isinstance(code, str) else code
     code = language.code
-    return Task(id=f"{code}/{item.domain}-{item.level}-{item.digest}", language=code, tier=language.tier,
-                split=language.split, domain=item.domain, question=language.write(item.sentences), choices=(),
-                answer=item.answer, question_en=item.english)  # fmt: skip
+    return Task(
+        id=f"{code}/{item.domain}-{item.level}-{item.digest}",
+        language=code,
+        tier=language.tier,
+        split=language.split,
+        domain=item.domain,
+        question=language.write(item.sentences),
+        choices=(),
+        answer=item.answer,
+        question_en=item.english,
+    )
 
 
 def tasks(split: str, codes: list[str], count: int, seed) -> list[Task]:
@@ -380,8 +400,10 @@ class LexiconTranslator:
         sentences = WORLD[source].read(text)
         if self.noise:
             rng = random.Random(f"noise {self.noise} {source} {target} {text}")
-            sentences = [{role: tuple(self._disturb(concept, rng) for concept in phrase)
-                          for role, phrase in sentence.items()} for sentence in sentences]  # fmt: skip
+            sentences = [
+                {role: tuple(self._disturb(concept, rng) for concept in phrase) for role, phrase in sentence.items()}
+                for sentence in sentences
+            ]
         return WORLD[target].write(sentences)
 
     def _disturb(self, concept: str, rng: random.Random) -> str:
