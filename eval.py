@@ -11,9 +11,6 @@ Left out: significance tests. A difference comes with its 95% interval from a pa
 """
 
 import importlib.util
-import itertools
-import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +19,16 @@ from typing import Literal
 import numpy as np
 import torch
 
-from data import Tokenizer, load_tokenizer
+from data import Tokenizer
+from harness.options import Options, clear_errors, parse, require
+from harness.rundir import load_policy, write_json
+from harness.tasks import evaluation_tasks
+from harness.viewer import plot, show
 from model import Qwen3
-from options import Options, clear_errors, evaluation_tasks, open_translator, parse, require
 from reward import Score, score
-from runs import load_policy, policy_directory, read_lines, write_json
 from sampler import Rollout, rollout
 from tools import Translator
+from translation.service import open_translator
 
 MEASURES = ("accuracy", "tool_rate", "cost")
 Outcome = tuple[Rollout, Score]
@@ -131,62 +131,6 @@ def table(reports: dict[str, dict[str, dict]], title: str) -> str:
             f"{part:22}" + "".join(f"{100 * c['accuracy']:8.1f}{c['tool_rate']:7.2f}{c['cost']:7.2f}  " for c in cells)
         )
     return "\n".join(lines)
-
-
-# --- the viewer -------------------------------------------------------------------------------------------------
-
-
-def show(path, limit: int, out=sys.stdout) -> None:
-    """Print the rollouts of a `rollouts.jsonl`: what the policy sampled stands out, what was inserted is dim (or in
-    ⟦ ⟧ where the output has no colours). ValueError naming file and line for a line that is no rollout."""
-    path = Path(path)
-    lines = read_lines(path)
-    tokenizer = load_tokenizer(policy_directory(path.parent))
-    mine, theirs = ("\033[1;32m{}\033[0m", "\033[2m{}\033[0m") if out.isatty() else ("{}", "⟦{}⟧")
-    for number, line in enumerate(lines[-limit:], start=max(0, len(lines) - limit) + 1):
-        try:
-            row = json.loads(line)
-            task, result, ids, sampled = row["task"], row["score"], row["ids"], row["sampled"]
-            turn = "".join(
-                (mine if sampled[a] else theirs).format(tokenizer.decode(ids[a:b])) for a, b in _runs(sampled)
-            )
-            verdict = "right" if result["correct"] else f"wrong, the answer is {task['answer']!r}"
-            head = (
-                f"--- step {row.get('step', '-')}  {task['id']}  {verdict}, cost {result['cost']:.2f}, "
-                f"stop {row['stop']}, advantage {row.get('advantage', 0):+.2f}"
-            )
-            question = "\n".join((task["question"], *task["choices"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}:{number}: not a rollout ({error!r})") from None
-        print(f"{head}\n{question}\n> {turn}\n", file=out)
-
-
-def _runs(flags: list) -> list[tuple[int, int]]:
-    """The stretches [a, b) of equal flags."""
-    edges = [0, *(i for i in range(1, len(flags)) if flags[i] != flags[i - 1]), len(flags)]
-    return list(zip(edges, edges[1:], strict=False)) if flags else []
-
-
-def plot(reports: dict[str, dict[str, dict]], path: str) -> None:
-    """Accuracy over cost, one mark for each policy and group of tasks. Needs matplotlib, an extra."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    colours = itertools.cycle(["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"])
-    markers = dict(zip(next(iter(reports.values())), itertools.cycle("osD^vP*X"), strict=False))  # of the groups
-    for group, marker in markers.items():
-        axes.plot([], [], color="grey", marker=marker, linestyle="none", label=group)
-    for colour, (name, report) in zip(colours, reports.items(), strict=False):
-        axes.plot([], [], color=colour, linewidth=4, label=name)
-        for group, marker in markers.items():
-            axes.scatter(report[group]["cost"], 100 * report[group]["accuracy"], color=colour, marker=marker, s=60)
-    axes.set(xlabel="cost a task (1 = one call of mean length)", ylabel="reward (accuracy x 100)")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=150)
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,14 @@ decided in gspo.py.
 
 import math
 import os
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from model import Packed, Qwen3
+from sampler import Rollout
 
 try:
     import triton
@@ -262,3 +267,59 @@ if triton is not None:
         onehot = (ids == tl.load(targets_ptr + row)).to(tl.float32)
         gradient = tl.load(grad_logps_ptr + row) * (onehot - softmax) / temperature
         tl.store(logits_ptr, gradient.to(logits_ptr.dtype.element_ty), mask=ids < V)
+
+
+def plan(groups: list[int], lengths: list[int], budget: int) -> list[list[int]]:
+    """Split rows into micro-batches of at most `budget` padded tokens: like beside like, a group's rows together.
+    The prompt of a group that lies across a boundary is run twice.
+
+    Row i is one of groups[i], whose rows share a prompt, and has lengths[i] tokens, the prompt's included.
+    """
+    longest = {}
+    for group, length in zip(groups, lengths, strict=True):
+        longest[group] = max(length, longest.get(group, 0))
+    batches = []
+    for i in sorted(range(len(lengths)), key=lambda i: (longest[groups[i]], groups[i])):
+        if batches and (len(batches[-1]) + 1) * longest[groups[i]] <= budget:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def pack(rows: list[Sequence[int]], prompts: list[int | None], device) -> tuple[Tensor, Packed]:
+    """The ids [1, N] of these rows laid end to end, and how they hang together: row b continues row prompts[b]."""
+    lengths = torch.tensor([len(row) for row in rows], device=device)  # [B]
+    shared = torch.tensor([0 if p is None else len(rows[p]) for p in prompts], device=device)
+    starts = lengths.cumsum(0) - lengths
+    prompt_starts = starts[torch.tensor([p or 0 for p in prompts], device=device)]
+    before, own = (torch.arange(int(most), device=device) for most in (shared.max(), lengths.max()))
+    is_before, is_own = before < shared[:, None], own < lengths[:, None]  # [B, S - T], [B, T]
+    row_tokens = (starts[:, None] + own) * is_own
+    key_tokens = torch.cat([(prompt_starts[:, None] + before) * is_before, row_tokens], 1)
+    B, T = row_tokens.shape
+    visible = torch.cat([is_before[:, None].expand(B, T, -1), (own <= own[:, None]).expand(B, T, T)], 2)[:, None]
+    positions = (shared[:, None] + own)[is_own][None]
+    ids = torch.tensor([[token for row in rows for token in row]], device=device)
+    return ids, Packed(positions, row_tokens, key_tokens, visible, places=is_own.flatten().nonzero()[:, 0])
+
+
+def policy_logps(model: Qwen3, rollouts: list[Rollout], temperature: float, valid_vocab: int):
+    """The model's log-probs of what it sampled: (logps, entropies, sampled), each [B, T] over the ids after the prompt.
+
+    Entries that were not sampled are 0. A prompt is run once for all rollouts that share it, and nothing is padded
+    outside of attention. Hidden states are computed for all tokens, the head only for sampled ones.
+    """
+    device = model.embed_tokens.weight.device
+    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(r.prompt_ids for r in rollouts))}
+    P, prompts = len(number), [number[r.prompt_ids] for r in rollouts]
+    ids, packed = pack([*number, *(r.ids for r in rollouts)], [None] * P + prompts, device)
+    B, T = len(rollouts), max(len(r.ids) for r in rollouts)
+    sampled = torch.tensor([[*r.sampled, *[False] * (T - len(r.ids))] for r in rollouts], device=device)  # [B, T]
+    ends = torch.tensor([len(prompt) for prompt in number], device=device).cumsum(0) - 1  # [P]: of each prompt
+    own = packed.row_tokens[P:, :T]  # [B, T]: which of the N tokens
+    predicting = torch.cat([ends[prompts][:, None], own[:, :-1]], 1)  # [B, T]: the one before
+    place = sampled.nonzero(as_tuple=True)  # (row, t) of each sampled token
+    hidden = model(ids, packed=packed)[0, predicting[place]]
+    logps, entropy = token_logps(hidden, model.lm_head.weight, ids[0, own[place]], temperature, valid_vocab)
+    return logps.new_zeros(B, T).index_put(place, logps), entropy.new_zeros(B, T).index_put(place, entropy), sampled

@@ -23,19 +23,24 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-import distributed
 import gspo
 from data import Task
 from eval import compare, compare_table, evaluate, summary
-from forecast import dry_run, introduction
-from optimize import adamw, learning_rate, update
-from options import TrainingOptions, clear_errors, evaluation_tasks, open_translator, parse, require, training_tasks
+from harness import distributed
+from harness.forecast import dry_run, introduction
+from harness.guard import ToolOutage, failure_rate
+from harness.metrics import rollout_row, step_metrics, update_metrics
+from harness.options import TrainingOptions, clear_errors, parse, require
+from harness.rundir import Run, load_policy, policy_directory, write_json
+from harness.tasks import evaluation_tasks, training_tasks
+from logprob import plan, policy_logps
+from model import Qwen3
 from reward import score
-from runs import Run, load_policy, policy_directory, rollout_row, step_metrics, write_json
 from sampler import Rollout, rollout
-from translators import BudgetSpent
+from translation.service import BudgetSpent, open_translator
 
 
 @dataclass(frozen=True)
@@ -86,10 +91,6 @@ class Config(TrainingOptions):
         require(self.prompts % self.minibatches == 0, "--prompts must be a multiple of --minibatches")
 
 
-class ToolOutage(Exception):
-    """The engine failed in so many rollouts of a step that the policy would learn that the tool is useless."""
-
-
 def generator(seed: int, step: int, purpose: int, rank: int = 0) -> torch.Generator:
     """A random generator that depends on nothing but its arguments: this is what makes a run resumable."""
     return torch.Generator().manual_seed((seed * 1_000_003 + step) * 8 + purpose + (rank << 48))
@@ -98,6 +99,88 @@ def generator(seed: int, step: int, purpose: int, rank: int = 0) -> torch.Genera
 def cost_weight(task: Task, config: Config) -> float:
     """Lambda for this task: the price that its prompt states, else --cost-weight."""
     return config.cost_weight if task.price is None else task.price
+
+
+# --- the update ---
+
+
+def learning_rate(config, step: int) -> float:
+    """That of step 0, 1, …: it rises linearly over the warm-up and falls linearly, towards 0, over the decay."""
+    rise = (step + 1) / (config.warmup_steps + 1)
+    fall = (config.steps - step) / max(1.0, config.decay * config.steps)
+    return config.learning_rate * min(1.0, rise, fall)
+
+
+def adamw(model: Qwen3, config) -> torch.optim.AdamW:
+    """The optimizer, in fp32 and without weight decay."""
+    is_cuda = model.embed_tokens.weight.is_cuda  # the fused step makes no temporary copies of all weights
+    return torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=is_cuda or None
+    )
+
+
+def split(rollouts: list[Rollout], advantages: Tensor, config) -> list[tuple[list[list[int]], int]]:
+    """The minibatches of a step, each as (its micro-batches of rollout numbers, its number of rollouts).
+
+    Minibatches are whole groups. Rows with advantage 0 count in the denominator and are not run: their gradient is 0.
+    """
+    size = config.prompts // config.minibatches * config.group_size
+    minibatches = []
+    for first in range(0, len(rollouts), size):
+        members = range(first, min(first + size, len(rollouts)))
+        rows = [i for i in members if advantages[i] != 0]
+        lengths = [len(rollouts[i].prompt_ids) + len(rollouts[i].ids) for i in rows]
+        batches = plan([i // config.group_size for i in rows], lengths, config.micro_tokens)
+        minibatches.append(([[rows[i] for i in batch] for batch in batches], len(members)))
+    return minibatches
+
+
+def update(model: Qwen3, optimizer, rollouts: list[Rollout], advantages: Tensor, config, vocab: int) -> dict:
+    """The optimizer steps on one batch of rollouts; returns means of what there is to log.
+
+    Old log-probs come from the same forward over the same micro-batches that will be trained, never from the sampler:
+    in the first minibatch they are the detached new ones, for the others they are computed before the first optimizer
+    step. So every ratio is exactly 1 before the policy moves.
+    """
+    minibatches = [  # an empty micro-batch (distributed.deal says what for) runs some rollout at weight 0
+        [(batch or [0], len(batch) / rows) for batch in distributed.deal(batches)]
+        for batches, rows in split(rollouts, advantages, config)
+    ]
+
+    def logps_of(batch):
+        return policy_logps(model, [rollouts[i] for i in batch], config.temperature, vocab)  # [6]
+
+    with torch.no_grad():
+        old = [[logps_of(batch)[0] for batch, _ in batches] for batches in minibatches[1:]]
+    records, norms = [], []
+    for number, batches in enumerate(minibatches):
+        for i, (batch, share) in enumerate(batches):
+            logps, entropy, sampled = logps_of(batch)
+            old_logps = old[number - 1][i] if number else logps.detach()
+            A = advantages[batch].to(logps.device)
+            loss, metrics = gspo.gspo_loss(  # [7]
+                logps, old_logps, sampled, A, config.clip_low, config.clip_high, config.ratio
+            )
+            distributed.sum_gradients(model, now=i + 1 == len(batches))
+            (loss * share).backward()
+            record = {name: float(value) for name, value in metrics.items()}
+            record |= {
+                "loss": loss.item() * share,
+                "entropy": float(entropy.sum() / sampled.sum()),
+                "tokens": int(sampled.sum()),
+                "mismatch": None,
+            }
+            if not norms:  # same weights as the sampler had: what remains is the two computations' difference
+                theirs = [torch.tensor(rollouts[i].logps, device=logps.device) for i in batch]
+                theirs = torch.nn.utils.rnn.pad_sequence(theirs, batch_first=True)  # [B, T]
+                record["mismatch"] = (logps.detach() - theirs)[sampled].abs().cpu()
+            records.append(record if share else None)
+        if batches:
+            norms.append(distributed.clip_gradients(model, config.max_grad_norm))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    records = [record for record in distributed.gather(records) if record]
+    return update_metrics(records, norms)
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------
@@ -129,15 +212,6 @@ def sample(model, tokenizer, tasks, translator, config: Config, step: int) -> tu
     return rollouts, run(config.probe_rollouts, 1, "forbidden") if config.gate == "probe" else []
 
 
-def failure_rate(rollouts: list[Rollout], config: Config) -> float:
-    """The share of the rollouts whose translator failed. ToolOutage if it is above --max-tool-errors."""
-    failed = sum(r.engine_failed for r in rollouts) / len(rollouts)
-    if failed > config.max_tool_errors:
-        message = next(call.result for r in rollouts for call in r.calls if call.error == "engine")
-        raise ToolOutage(f"the translator failed in {failed:.0%} of the rollouts ({message})")
-    return failed
-
-
 def train_step(model, tokenizer, optimizer, tasks, translator, config: Config, step: int) -> tuple[dict, list[dict]]:
     """One step: sample, score, shape, update. Returns the metrics, and rows for rollouts.jsonl.
 
@@ -150,7 +224,7 @@ def train_step(model, tokenizer, optimizer, tasks, translator, config: Config, s
     used_tool = torch.tensor([s.used_tool for s in scores]).view(P, G)
     cost = torch.tensor([s.cost for s in scores]).view(P, G)
     valid = torch.tensor([not r.engine_failed for r in rollouts]).view(P, G)
-    failed = failure_rate(rollouts, config)
+    failed = failure_rate(rollouts, config.max_tool_errors)
     probe = torch.tensor([score(r, tokenizer, config.answer).correct for r in extra]).view(P, -1) if extra else None
 
     estimator = config.gate if config.gate in gspo.ESTIMATORS else "native"  # logged, also where it gates nothing
@@ -192,7 +266,7 @@ def outcomes(policy, tokenizer, tasks, translator, config: Config) -> list:
     without the tool would choose `best/`."""
     mine = evaluate(policy, tokenizer, distributed.share(tasks), translator, config, seed=distributed.rank())  # [8]
     found = distributed.gather(mine)
-    failure_rate([rollout for rollout, _ in found], config)
+    failure_rate([rollout for rollout, _ in found], config.max_tool_errors)
     return found
 
 

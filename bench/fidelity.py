@@ -13,11 +13,12 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from fidelity.checks import BACKWARD, FORWARD, RoundTrip, Verdict, verify
-from fidelity.protect import KINDS
 from tiny import truth, world
-from translate_tasks import TranslateOptions, outcome, round_trips
-from translators import Service
+from tiny.languages import LexiconTranslator, languages
+from translation.checks import BACKWARD, FORWARD, RoundTrip, Verdict, verify
+from translation.pipeline import TranslateOptions, outcome, round_trips
+from translation.protect import KINDS
+from translation.service import Service
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 PROTECT = list(KINDS[:-1])
@@ -27,7 +28,7 @@ def in_the_world(noise: float, count: int) -> dict[str, float]:
     """Shares for `count` tasks of the embedded world at this noise of the lexicon: of all tasks, intact (the
     translation has the right answer) and kept; of the kept, intact (fidelity); of the intact, kept (yield)."""
     threshold = TranslateOptions(languages="high-01").thresholds[0]
-    service, codes = Service(world.LexiconTranslator(noise)), world.languages()
+    service, codes = Service(LexiconTranslator(noise)), languages()
     found = Counter()
     for i, task in enumerate(world.tasks("test", ["en"], count, "fidelity")):
         code = codes[i % len(codes)]

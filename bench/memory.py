@@ -13,13 +13,11 @@ import argparse
 
 import torch
 
-import distributed
-import forecast
-import optimize
 import train
 from data import Task
+from harness import distributed, forecast
+from harness.options import PRESETS
 from model import Config, Qwen3
-from options import PRESETS
 from sampler import Rollout
 
 SHAPES = {  # name: hidden, MLP, layers, query heads, tied, as published
@@ -89,11 +87,11 @@ def measure_update(config: Config, options: dict) -> tuple[int, int]:
     answer = Rollout(task, (1,) * PROMPT, (1,) * new, (True,) * new, (0.0,) * new, (), "length")
     advantages = torch.tensor([1.0, -1.0] * rows)
     setting = train.Config(prompts=1, group_size=2 * rows, minibatches=1, micro_tokens=tokens)
-    optimizer = optimize.adamw(model, setting)
+    optimizer = train.adamw(model, setting)
     for is_warm in (False, True):  # the first step makes the moments
         if is_warm:
             torch.cuda.reset_peak_memory_stats()
-        optimize.update(model, optimizer, [answer] * 2 * rows, advantages, setting, config.vocab_size)
+        train.update(model, optimizer, [answer] * 2 * rows, advantages, setting, config.vocab_size)
     predicted = forecast.update(config, batch(options), options["dtype"], options["checkpoint_activations"], 1)
     return torch.cuda.max_memory_allocated(), sum(predicted.values())
 

@@ -19,10 +19,10 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
-from engines import Libre
 from tests.servers import Reply, libre, serving, silent
 from tools import TranslationError
-from translators import Service
+from translation.engines import Libre
+from translation.service import Service
 
 FAILS, HANGS = 0.20, 0.02
 

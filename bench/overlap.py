@@ -13,10 +13,11 @@ import time
 
 import torch
 
-from options import Options
-from runs import load_policy
+from harness.options import Options
+from harness.rundir import load_policy
 from sampler import rollout
-from tiny.world import LexiconTranslator, languages, tasks
+from tiny.languages import LexiconTranslator, languages
+from tiny.world import tasks
 
 
 class Slow:

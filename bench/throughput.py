@@ -1,4 +1,4 @@
-"""Throughput of the pipeline of `translate_tasks.py` with Apertium, by language and route, on one core.
+"""Throughput of the pipeline of `translation/pipeline.py` with Apertium, by language and route, on one core.
 
     python -m bench.throughput --input gsm8k.jsonl
 
@@ -16,10 +16,10 @@ import sys
 import time
 
 from data import Task
-from engines import ROUTES, Apertium
-from fidelity.protect import KINDS
-from translate_tasks import BATCH, english_tasks, round_trips
-from translators import Service
+from translation.engines import ROUTES, Apertium
+from translation.pipeline import BATCH, english_tasks, round_trips
+from translation.protect import KINDS
+from translation.service import Service
 
 PROTECT = list(KINDS[:-1])
 
@@ -46,7 +46,7 @@ def row(engine: Apertium, tasks: list[Task], language: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", required=True, help="JSONL file of English tasks, as for translate_tasks.py")
+    parser.add_argument("--input", required=True, help="JSONL file of English tasks, as for translation/pipeline.py")
     parser.add_argument("--items", type=int, default=32, help="the first so many tasks")
     parser.add_argument("--languages", help="codes, separated by commas (default: all that are installed)")
     args = parser.parse_args()

@@ -12,16 +12,17 @@ import time
 
 import torch
 
-import optimize
+import logprob
+from harness.options import Options
+from harness.rundir import load_policy
 from logprob import token_logps
-from options import Options
-from runs import load_policy
 from sampler import rollout
-from tiny.world import LexiconTranslator, languages, tasks
+from tiny.languages import LexiconTranslator, languages
+from tiny.world import tasks
 
 
 def padded_logps(model, rollouts, temperature: float, valid_vocab: int):
-    """The log-probs of `optimize.policy_logps`, [N] of the sampled tokens, by rows with their prompts, padded."""
+    """The log-probs of `logprob.policy_logps`, [N] of the sampled tokens, by rows with their prompts, padded."""
     rows = [[*r.prompt_ids, *r.ids] for r in rollouts]
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
     place = [(b, len(r.prompt_ids) + t) for b, r in enumerate(rollouts) for t, drawn in enumerate(r.sampled) if drawn]
@@ -30,7 +31,7 @@ def padded_logps(model, rollouts, temperature: float, valid_vocab: int):
 
 
 def shared_logps(model, rollouts, temperature: float, valid_vocab: int):
-    logps, _, sampled = optimize.policy_logps(model, rollouts, temperature, valid_vocab)
+    logps, _, sampled = logprob.policy_logps(model, rollouts, temperature, valid_vocab)
     return logps[sampled]
 
 

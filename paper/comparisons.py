@@ -2,7 +2,7 @@
 
     {name: Policy} -> summarise, introspection, ... -> summary.json
 
-Off the reading path; called by reproduce.py and figures.py. A policy has one set of outcomes for each seed, on the same
+Called by reproduce.py and figures.py. A policy has one set of outcomes for each seed, on the same
 items, so differences are paired. [mean, deviation] is over seeds; an interval is a 95% percentile bootstrap over items
 of the mean over seeds. "Reward" is accuracy x 100, as in the paper.
 """

@@ -2,7 +2,7 @@
 
     train.py's defaults -> all_jobs -> [Job]
 
-Off the reading path; called by reproduce.py, which runs them. To compare an idea of your own, add its options here.
+Called by reproduce.py, which runs them. To compare an idea of your own, add its options here.
 """
 
 import re

@@ -5,7 +5,7 @@
     utility.png      utility against the price, the winner marked below
     languages.png    tool rate against native accuracy, one dot for each language and domain
 
-Off the reading path; called by reproduce.py only. The colours are Okabe and Ito's: colour-blind readers can tell them
+Called by reproduce.py only. The colours are Okabe and Ito's: colour-blind readers can tell them
 apart.
 """
 

@@ -2,7 +2,7 @@
 
     item_set -> tasks;  pack -> results/NAME-SEED-KEY.json -> load_result -> outcomes
 
-Off the reading path. The items of a part follow from their number alone, so a result file holds no questions: only
+The items of a part follow from their number alone, so a result file holds no questions: only
 whether each answer was right, whether the tool was used, and at what cost, in the order of the items.
 """
 
@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from data import Task
-from options import require
-from runs import read_lines
+from harness.options import require
+from harness.rundir import read_lines
 from tiny import world
+from tiny.languages import languages
 
 # --- items ------------------------------------------------------------------------------------------------------
 
@@ -30,10 +31,10 @@ def item_set(part: str, count: int) -> list[Task]:
     render the same items."""
     tiers = ("high", "low", "xlow")
     groups = {
-        "test": [world.languages(tier, split) for split in ("trained", "held-out") for tier in tiers]
-        + [world.languages("synthetic")],
-        "validation": [world.languages(tier, "trained") for tier in tiers],
-        "languages": [[code] for tier in tiers for code in world.languages(tier)],
+        "test": [languages(tier, split) for split in ("trained", "held-out") for tier in tiers]
+        + [languages("synthetic")],
+        "validation": [languages(tier, "trained") for tier in tiers],
+        "languages": [[code] for tier in tiers for code in languages(tier)],
     }[part]
     split = "validation" if part == "validation" else "test"
     count = count if part == "test" else count // 4

@@ -2,7 +2,7 @@
 
     summary (of comparisons.py) -> goals, markdown -> tables.md
 
-Off the reading path; called by reproduce.py only. A number with a ± is the mean and the standard deviation over seeds.
+Called by reproduce.py only. A number with a ± is the mean and the standard deviation over seeds.
 """
 
 import numpy as np

@@ -6,8 +6,9 @@ from hypothesis import settings
 
 import data
 import model
-import tiny.pretrain
+import paper.pretrain
 from tiny import world
+from tiny.languages import LexiconTranslator
 
 torch.set_num_threads(1)  # the tests are about values: small matrices on many threads are only slower
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
@@ -26,7 +27,7 @@ def tokenizer_dir(tmp_path_factory):
         for code in CODES
     ]
     texts += ['\n{"name": "translate", "arguments": {}}\n', "user\n", "assistant\n", "system\n", "?\n\n", ".\n"] * 100
-    tiny.pretrain.train_tokenizer(texts, 600).save(str(directory / "tokenizer.json"))
+    paper.pretrain.train_tokenizer(texts, 600).save(str(directory / "tokenizer.json"))
     return directory
 
 
@@ -86,4 +87,4 @@ def tasks():
 
 @pytest.fixture(scope="session")
 def translator():
-    return world.LexiconTranslator()
+    return LexiconTranslator()

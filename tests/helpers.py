@@ -19,9 +19,9 @@ import torch.nn.functional as F
 import model as model_file
 from data import Task, encode_call, encode_prompt, encode_tool_turn, load_tokenizer
 from model import Config, Qwen3
+from paper.pretrain import train_tokenizer
 from sampler import Rollout
 from tiny import world
-from tiny.pretrain import train_tokenizer
 from tools import Call
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 import data
 from data import Task
-from tiny.pretrain import ADDED_TOKENS
+from paper.pretrain import ADDED_TOKENS
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_chat.json").read_text(encoding="utf-8"))
 GOLDEN = {case["name"]: case for case in GOLDEN["cases"]}

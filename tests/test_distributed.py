@@ -17,12 +17,11 @@ import torch.distributed as dist
 from helpers import ROOT, base_directory, call_main, environment, hand_made, sums, write_tasks
 from safetensors.torch import load_file
 
-import distributed
 import model as model_file
-import optimize
 import train
 from data import load_tokenizer
-from runs import Run, load_policy
+from harness import distributed
+from harness.rundir import Run, load_policy
 from tiny.world import render
 
 FORKSERVER = multiprocessing.get_context("forkserver")  # torch is imported once for all of the processes below
@@ -85,7 +84,7 @@ def updates(directory, rollouts, advantages):
         model.checkpoint_activations = config.checkpoint_activations
         model = distributed.shard(model, torch.float64)
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0 if config.minibatches == 1 else 0.1)
-        metrics = optimize.update(model, optimizer, rollouts, advantages.double(), config, 400)
+        metrics = train.update(model, optimizer, rollouts, advantages.double(), config, 400)
         weights = distributed.whole({n: parameter.detach() for n, parameter in model.named_parameters()})
         found[name] = metrics, {n: weight.numpy() for n, weight in weights.items()}
     return found
@@ -131,11 +130,11 @@ def updated(directory, resume, step, rollouts, advantages):
     run = Run(directory, config, resume)
     model, _ = load_policy(run.last_checkpoint() if resume else base_directory_of(directory))
     model = distributed.shard(model, torch.float32)
-    optimizer = optimize.adamw(model, config)
+    optimizer = train.adamw(model, config)
     if resume:
         run.restore_optimizer(model, optimizer)
     run.open()
-    optimize.update(model, optimizer, rollouts, advantages, config, 400)
+    train.update(model, optimizer, rollouts, advantages, config, 400)
     run.save_checkpoint(model, optimizer, base_directory_of(directory), {"step": step})
 
 
@@ -170,7 +169,7 @@ def in_bf16(directory, rollouts, advantages):
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
     before = {n: p.detach().full_tensor().clone() for n, p in model.named_parameters()}
     for _ in range(3):
-        optimize.update(model, optimizer, rollouts, advantages, CONFIG, 400)
+        train.update(model, optimizer, rollouts, advantages, CONFIG, 400)
     moved = [not torch.equal(before[n], p.detach().full_tensor()) for n, p in model.named_parameters()]
     policy = distributed.gathered(model, torch.bfloat16)
     kinds = {p.dtype for p in model.parameters()}, {p.dtype for p in policy.parameters()}

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from engines import API_KEY, LARGEST, ROUTES, Apertium, Apy, ChatEngine, Libre, Recorded, TransientError
 from tests.servers import Reply, apy, chat, libre, serving, silent
 from tools import TranslationError
-from translators import open_engine
+from translation.engines import API_KEY, LARGEST, ROUTES, Apertium, Apy, ChatEngine, Libre, Recorded, TransientError
+from translation.service import open_engine
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the recorded translations are not here")

@@ -12,11 +12,13 @@ from helpers import call_main, command, hand_made, random_directory, sums, write
 import eval as eval_file
 import model as model_file
 from data import Task, load_tokenizer
-from eval import breakdown, compare, compare_table, evaluate, paired_difference, show, summary, table
-from options import Options
+from eval import breakdown, compare, compare_table, evaluate, paired_difference, summary, table
+from harness.metrics import rollout_row
+from harness.options import Options
+from harness.viewer import show
 from reward import Score
-from runs import rollout_row
-from tiny.world import LexiconTranslator, render
+from tiny.languages import LexiconTranslator
+from tiny.world import render
 
 TOKENIZER = load_tokenizer(random_directory())
 

@@ -8,12 +8,12 @@ import torch
 from helpers import base_directory, call_main, files_under, write_tasks
 from torch.autograd.graph import saved_tensors_hooks
 
-import forecast
 import gspo
+import logprob
 import model as model_file
-import optimize
 import train
 from data import Task
+from harness import forecast
 from model import Config, Qwen3
 from sampler import Rollout
 
@@ -78,7 +78,7 @@ def test_the_forecast_is_within_a_tenth_of_what_autograd_saves(shape, dtype, che
         model.checkpoint_activations = checkpoint
 
         def loss():
-            logps, _, sampled = optimize.policy_logps(model, rollouts, 1.0, config.vocab_size)
+            logps, _, sampled = logprob.policy_logps(model, rollouts, 1.0, config.vocab_size)
             return gspo.gspo_loss(logps, logps.detach(), sampled, torch.ones(batch.rows), 0.2, 0.2)[0]
 
         return account(model, loss)

@@ -17,22 +17,19 @@ import sampler
 import tools
 
 ROOT = Path(__file__).resolve().parent.parent
-READING_ORDER = """
-    data model tools engines translators sampler reward logprob gspo guard options distributed runs optimize forecast
-    eval train fidelity.checks fidelity.report fidelity.protect fidelity.journal translate_tasks
-    paper.experiments paper.measures paper.outcomes paper.comparisons paper.tables paper.figures reproduce
-""".split()
 STAGES = {"data": 1, "model": 2, "tools": 3, "sampler": 4, "reward": 5, "logprob": 6, "gspo": 7, "eval": 8, "train": 9}
-
-
-def files_of(package: str) -> dict[str, Path]:
-    return {f"{package}.{path.stem}": path for path in (ROOT / package).glob("*.py") if path.stem != "__init__"}
-
-
-FILES = {path.stem: path for path in ROOT.glob("*.py")} | files_of("paper") | files_of("fidelity")
-TINY = files_of("tiny")
-PRODUCT = FILES | TINY
+ROOMS = ("harness", "translation", "tiny", "paper", "bench")
 DEPENDENCIES = {"torch", "safetensors", "tokenizers", "numpy", "triton", "tqdm"}
+
+
+def files_of(folder: str) -> dict[str, Path]:
+    """Module name -> file: data, harness.options, …"""
+    prefix = f"{folder}." if folder else ""
+    return {prefix + path.stem: path for path in (ROOT / folder).glob("*.py") if path.stem != "__init__"}
+
+
+FILES = {name: path for folder in ("", *ROOMS) for name, path in files_of(folder).items()}
+PRODUCT = {name: path for name, path in FILES.items() if not name.startswith("bench.")}
 
 
 def imports(path: Path, top_level_only: bool = False) -> set[str]:
@@ -43,38 +40,91 @@ def imports(path: Path, top_level_only: bool = False) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            module = "." * node.level + (node.module or "")
-            found |= (
-                {f"{module}.{alias.name}" for alias in node.names}
-                if module in ("tiny", "paper", "fidelity")
-                else {module}
-            )
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names if node.module in ROOMS else {node.module}
     return found
 
 
-def test_every_file_has_a_place_in_the_reading_order():
-    """Catches a new file that no rule below looks at."""
-    assert set(FILES) <= set(READING_ORDER)
-    assert set(STAGES) | {"options", "runs"} <= set(FILES)
+def ours(name: str) -> set[str]:
+    """The files of this repository that a file imports, at its top or inside a function."""
+    return imports(FILES[name]) & set(FILES)
 
 
-@pytest.mark.parametrize("name", sorted(FILES))
-def test_a_file_imports_only_from_files_above_it(name):
+def room(name: str) -> str:
+    """The folder of a module, or the module itself if it stands on the top level."""
+    return name.partition(".")[0]
+
+
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    """A chain of arrows that ends where it began, or nothing."""
+
+    def search(chain: list[str]) -> list[str]:
+        for there in sorted(arrows.get(chain[-1], ())):
+            if there in chain:
+                return [*chain[chain.index(there) :], there]
+            if there not in done and (found := search([*chain, there])):
+                return found
+        done.add(chain[-1])
+        return []
+
+    done = set()
+    return next((found for name in sorted(arrows) if name not in done and (found := search([name]))), [])
+
+
+def test_the_top_level_is_the_reading_path_and_nothing_else():
+    """Catches a tenth file where nine stages are meant, and a room that no rule below looks at."""
+    assert set(files_of("")) == set(STAGES)
+    folders = {path.parent.relative_to(ROOT).parts[0] for path in ROOT.glob("*/**/*.py")}
+    assert folders - {"runs", ".venv"} == {*ROOMS, "tests"}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_imports_only_from_stages_above_it_and_from_the_harness(name):
     """Catches a stage that calls back to an earlier one: a reader would have to jump."""
-    ours = {module for module in imports(FILES[name]) if module in READING_ORDER}
-    assert ours <= set(READING_ORDER[: READING_ORDER.index(name)])
+    above = {stage for stage, number in STAGES.items() if number < STAGES[name]}
+    assert {room(module) for module in ours(name)} <= above | {"harness", "translation"}
+
+
+@pytest.mark.parametrize("name", sorted(name for name in FILES if room(name) in ("harness", "translation")))
+def test_the_harness_and_the_translation_serve_the_trainer_and_know_nothing_of_it(name):
+    """Catches plumbing that reaches up to the loop which it serves."""
+    assert not {room(module) for module in ours(name)} & {"gspo", "eval", "train", "paper", "bench"}
+
+
+@pytest.mark.parametrize("name", sorted(files_of("tiny")))
+def test_the_embedded_world_knows_nothing_of_what_is_measured_with_it(name):
+    """Catches a world that depends on a policy."""
+    assert {room(module) for module in ours(name)} <= {"data", "tools", "tiny"}
 
 
 def test_only_command_line_support_knows_of_the_embedded_world():
-    """Catches a trainer that treats the embedded world as anything but a file of tasks and a translator."""
-    users = {name for name in FILES if any(module.split(".")[0] == "tiny" for module in imports(FILES[name]))}
-    assert "options" in users and users <= {"options", "translate_tasks", "reproduce", "paper.outcomes"}
+    """Catches a trainer that treats the embedded world as anything but tasks and a translator."""
+    users = {name for name in FILES if room(name) not in ("tiny", "bench", "paper") and "tiny" in map(room, ours(name))}
+    assert users == {"harness.tasks", "translation.service", "translation.pipeline"}
 
 
-def test_the_embedded_world_knows_nothing_of_what_is_measured_with_it():
-    """Catches a world that depends on a policy, or a base model made with the algorithm under test."""
-    assert {m for m in imports(TINY["tiny.world"]) if m in READING_ORDER} <= {"data", "tools"}
-    assert not imports(TINY["tiny.pretrain"]) & {"gspo", "train", "reproduce"}
+@pytest.mark.parametrize("name", sorted(PRODUCT))
+def test_nothing_imports_the_paper_or_the_bench(name):
+    """Catches a product that needs its own experiments."""
+    assert "bench" not in map(room, ours(name))
+    assert room(name) == "paper" or "paper" not in map(room, ours(name))
+
+
+def test_no_files_and_no_rooms_import_each_other_in_a_circle():
+    """Catches an arrow back up, at the top of a file or hidden in a function."""
+    assert circle({name: ours(name) for name in FILES}) == []
+    inside = {name: {room(module) for module in ours(name)} & set(ROOMS) - {room(name)} for name in FILES}
+    assert circle({r: set().union(*(inside[name] for name in FILES if room(name) == r)) for r in ROOMS}) == []
+
+
+def test_a_circle_would_be_found():
+    """Catches a search that finds nothing, whatever the arrows."""
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+
+
+def test_the_base_model_is_made_without_the_algorithm_under_test():
+    """Catches a pretraining that has seen the method."""
+    assert not ours("paper.pretrain") & {"gspo", "train", "paper.reproduce"}
 
 
 @pytest.mark.parametrize("name, stage", STAGES.items())
@@ -112,8 +162,7 @@ def test_the_loss_knows_no_other_file():
 def test_only_the_listed_packages_are_needed(name):
     """Catches a dependency that requirements.txt does not install, such as transformers."""
     path = PRODUCT[name]
-    ours = {module.split(".")[0] for module in READING_ORDER} | {"tiny"}
-    foreign = {m.split(".")[0] for m in imports(path)} - ours - set(sys.stdlib_module_names)
+    foreign = {m.split(".")[0] for m in imports(path)} - {*STAGES, *ROOMS} - set(sys.stdlib_module_names)
     assert foreign <= DEPENDENCIES | {"matplotlib"}
     assert "matplotlib" not in {m.split(".")[0] for m in imports(path, top_level_only=True)}
 

@@ -12,10 +12,11 @@ from helpers import ROOT, call_main, command, files_under, random_directory, sum
 from safetensors.torch import load_file, save_file
 
 import eval as eval_file
-import options
 import train
 from data import load_tasks
-from options import Options, TrainingOptions, evaluation_tasks, parse, training_tasks, with_prices
+from harness import options
+from harness.options import Options, TrainingOptions, parse
+from harness.tasks import evaluation_tasks, part_of, training_tasks, with_prices
 from tiny import world
 
 
@@ -156,7 +157,7 @@ def test_data_that_is_not_text_is_named(refused, tmp_path):
 def test_data_without_validation_tasks_is_refused_at_the_start(refused, data_file, tmp_path):
     """Catches a small file whose training dies at its first validation."""
     few = tmp_path / "few.jsonl"
-    lines = [json.dumps(dataclasses.asdict(task)) for task in load_tasks(data_file) if options._part(task) == "train"]
+    lines = [json.dumps(dataclasses.asdict(task)) for task in load_tasks(data_file) if part_of(task) == "train"]
     few.write_text("\n".join(lines) + "\n")
     assert "validation" in refused("--data", few)
 
@@ -273,7 +274,7 @@ def test_training_draws_follow_from_seed_and_step(data_file):
 
 def test_a_file_is_drawn_epoch_by_epoch(data_file):
     """Catches tasks that are drawn twice before others are drawn once, and a tail that is never seen."""
-    pool = [task.id for task in load_tasks(data_file) if options._part(task) == "train"]
+    pool = [task.id for task in load_tasks(data_file) if part_of(task) == "train"]
     draw = training_tasks(TrainingOptions(data=str(data_file)), ["low"], 0)
     seen = [task.id for step in range(2 * len(pool)) for task in draw(step, 3)]
     assert Counter(seen) == Counter({task: 6 for task in pool})
@@ -339,7 +340,7 @@ def test_translations_of_a_question_fall_into_one_part_of_a_file(data_file):
     """Catches a test question that training has seen in another language."""
     task = load_tasks(data_file)[0]
     copies = [dataclasses.replace(task, id=f"{i}", language=f"low-0{i}") for i in range(9)]
-    assert len({options._part(copy) for copy in copies}) == 1
+    assert len({part_of(copy) for copy in copies}) == 1
 
 
 # --- evaluation data --------------------------------------------------------------------------------------------
@@ -368,7 +369,7 @@ def translated(tmp_path):
             for i in range(20)
         ),
     )
-    return path, int(next(task.id for task in load_tasks(path) if options._part(task) == "train").split("-")[1])
+    return path, int(next(task.id for task in load_tasks(path) if part_of(task) == "train").split("-")[1])
 
 
 @pytest.mark.parametrize(
@@ -399,7 +400,7 @@ def test_evaluation_data_is_refused_for_training(translated, tmp_path, row):
 def test_what_is_not_trained_on_is_not_refused(translated, tmp_path):
     """Catches a guard that refuses a file for its own test items, or for a question that differs in a sign."""
     path, number = translated
-    rows = [{"id": task.id} for task in load_tasks(path) if options._part(task) != "train"]
+    rows = [{"id": task.id} for task in load_tasks(path) if part_of(task) != "train"]
     rows += [{"question": f"Anna's cat ate -{number}½ fish - how many?"}, {"id": f"own-{number}0"}]
     found = TrainingOptions(data=path, evaluation_data=(jsonl(tmp_path / "test.jsonl", rows),))
     assert len(training_tasks(found, ["low"], 0)(0, 3)) == 3

@@ -1,4 +1,4 @@
-"""tiny/pretrain.py: the documents that give the base its character, and a further course for it."""
+"""paper/pretrain.py: the documents that give the base its character, and a further course for it."""
 
 import random
 import sys
@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from data import encode_call, load_tokenizer
-from tiny import pretrain
-from tiny.world import WORLD, items
+from paper import pretrain
+from tiny.languages import WORLD
+from tiny.world import items
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_the_mixture_gives_each_tier_its_share():
 def test_a_further_course_begins_with_the_base(tmp_path, monkeypatch, capsys, course):
     """Catches a course that starts anew, or a model that is written without its tokenizer."""
     words = f"--course {course} --course-steps 0 --items 1 --out {tmp_path}".split()
-    monkeypatch.setattr(sys, "argv", ["tiny.pretrain", *words])
+    monkeypatch.setattr(sys, "argv", ["paper.pretrain", *words])
     pretrain.main()
     assert capsys.readouterr().out.count("1 validation items a tier") == (2 if course == "prices" else 1)
     before, after = (load_file(where / "model.safetensors") for where in (pretrain.BASE, tmp_path))

@@ -17,11 +17,11 @@ import data
 import model as model_file
 import train
 from data import TOOL_SCHEMA, Chat, load_tasks, load_tokenizer
-from options import BOXED
+from harness.options import BOXED
+from paper.pretrain import train_tokenizer
 from reward import Score, score
 from sampler import rollout
-from tiny.pretrain import train_tokenizer
-from translators import open_engine
+from translation.service import open_engine
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 pytestmark = pytest.mark.skipif(not (DATA / "mgsm.jsonl").is_file(), reason="the recorded data are not beside the code")

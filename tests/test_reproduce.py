@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from helpers import base_directory, call_main
 
-import reproduce
-from paper import comparisons, experiments, measures, outcomes
+from paper import comparisons, experiments, measures, outcomes, reproduce
 from paper.comparisons import Policy
 from paper.experiments import FREELY, ROUTED, Job
-from reproduce import ReproduceOptions
+from paper.reproduce import ReproduceOptions
 from train import Config
 
 # --- measures ---------------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ import data
 import sampler
 from data import CALL, END_CALL, IM_END, Chat
 from model import Cache, Qwen3
+from paper.pretrain import ADDED_TOKENS
 from sampler import CUT, Setting, draw, rollout
-from tiny.pretrain import ADDED_TOKENS
 from tools import Prices, TranslationError
 
 PRICES = Prices(call=3.0, char=0.25)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import data
 from data import CALL, END_CALL, END_THINK, IM_END, THINK, Task
 from tiny import world
+from tiny.languages import languages
 from tools import CallError, Prices, ToolCall, TranslationError, calls_in, parse_call, run_call
 
 TASK = Task("t", "high-01", "high", "trained", "math", "Quanto fa?", ("tre", "quattro"), "4")
@@ -233,7 +234,7 @@ def test_a_language_that_the_engine_lacks_is_not_hidden(translator):
 
 def test_a_mean_question_costs_about_one():
     """Would catch default prices of another world: the unit of cost is one call on a mean training question."""
-    questions = [data.user_message(task) for task in world.tasks("train", world.languages(split="trained"), 500, 0)]
+    questions = [data.user_message(task) for task in world.tasks("train", languages(split="trained"), 500, 0)]
     costs = [Prices().of(len(question)) for question in questions]
     assert sum(costs) / len(costs) == pytest.approx(1.0, abs=0.05)
     assert Prices().of(0) == pytest.approx(0.5)

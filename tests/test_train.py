@@ -18,16 +18,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gspo
+import logprob
 import model as model_file
-import optimize
 import train
 from data import load_tokenizer
 from eval import evaluate
-from runs import policy_directory
+from harness.rundir import policy_directory
 from sampler import Rollout, rollout
-from tiny.world import LexiconTranslator, render
+from tiny.languages import LexiconTranslator
+from tiny.world import render
 from tools import Call, TranslationError
-from translators import BudgetSpent
+from translation.service import BudgetSpent
 
 TASKS = [render(item, "low-01") for item in sums()[:4]]
 SMALL = train.Config(prompts=4, group_size=3, minibatches=2, warmup_steps=0, learning_rate=1e-2, max_new_tokens=100)
@@ -67,7 +68,7 @@ def updated(batch, config, dtype=torch.float64, lr=1.0):
     model = policy(dtype)
     rollouts, advantages = batch
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    metrics = optimize.update(model, optimizer, rollouts, advantages.to(dtype), config, 400)
+    metrics = train.update(model, optimizer, rollouts, advantages.to(dtype), config, 400)
     return weights(model), metrics
 
 
@@ -132,7 +133,7 @@ def test_sampler_and_trainer_agree_on_every_log_prob(tokenizer, temperature):
         max_new_tokens=100,
     )
     assert any(r.calls for r in rollouts) and any(not r.calls for r in rollouts)
-    logps, entropy, sampled = optimize.policy_logps(model, rollouts, temperature, tokenizer.size)
+    logps, entropy, sampled = logprob.policy_logps(model, rollouts, temperature, tokenizer.size)
     for row, r in enumerate(rollouts):
         assert tuple(sampled[row, : len(r.ids)].tolist()) == r.sampled and not sampled[row, len(r.ids) :].any()
         difference = logps[row, : len(r.ids)] - torch.tensor(r.logps)
@@ -153,7 +154,7 @@ def test_sharing_a_prompt_changes_no_log_prob_and_no_gradient(rows, prompt_lengt
         ids, sampled = rng.choices(range(400), k=length), [True, *rng.choices([True, False], k=length - 1)]
         rollouts.append(Rollout(TASKS[0], prompts[prompt], tuple(ids), tuple(sampled), (0.0,) * length, (), "end"))
     model = policy(torch.float64)
-    logps, _, sampled = optimize.policy_logps(model, rollouts, 1.0, 400)
+    logps, _, sampled = logprob.policy_logps(model, rollouts, 1.0, 400)
     weight = torch.rand(logps.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     (logps * weight).sum().backward()
     shared = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
@@ -172,7 +173,7 @@ def test_a_prompt_is_run_once_and_no_padding_is(batch):
     rollouts, _ = batch
     model, counts = policy(), []
     model.layers[0].mlp.register_forward_hook(lambda module, inputs, output: counts.append(output.shape[:2].numel()))
-    optimize.policy_logps(model, rollouts, 1.0, 400)
+    logprob.policy_logps(model, rollouts, 1.0, 400)
     prompts = {r.prompt_ids for r in rollouts}
     assert len(prompts) < len(rollouts)
     assert counts == [sum(map(len, prompts)) + sum(len(r.ids) for r in rollouts)]
@@ -213,7 +214,7 @@ def test_the_update_is_the_gradient_of_the_mean_over_all_rollouts(batch, ratio):
     """Catches rows of advantage 0 that are left out of the denominator along with the forward."""
     rollouts, advantages = batch
     model = policy(torch.float64)
-    logps, _, sampled = optimize.policy_logps(model, rollouts, 1.0, 400)
+    logps, _, sampled = logprob.policy_logps(model, rollouts, 1.0, 400)
     loss, _ = gspo.gspo_loss(logps, logps.detach(), sampled, advantages.double(), 0.2, 0.2, ratio)
     loss.backward()
     expected = {name: parameter.detach() - parameter.grad for name, parameter in model.named_parameters()}
@@ -256,9 +257,9 @@ def test_without_a_usable_group_nothing_moves(batch):
     rollouts, _ = batch
     model = policy()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.0)
-    optimize.update(model, optimizer, *batch, SMALL, 400)  # the optimizer has moments
+    train.update(model, optimizer, *batch, SMALL, 400)  # the optimizer has moments
     before, state = weights(model), json.dumps(str(optimizer.state_dict()))
-    metrics = optimize.update(model, optimizer, rollouts, torch.zeros(12), SMALL, 400)
+    metrics = train.update(model, optimizer, rollouts, torch.zeros(12), SMALL, 400)
     assert metrics["updates"] == 0 and all(math.isfinite(value) for value in metrics.values())
     assert all(torch.equal(before[name], value) for name, value in weights(model).items())
     assert json.dumps(str(optimizer.state_dict())) == state
@@ -289,7 +290,7 @@ def test_minibatches_are_whole_groups_and_hold_every_signal_once(batch, seen, mi
 def test_a_plan_holds_every_row_once_within_the_budget(rows, budget):
     """Catches rows that are lost at a boundary, padding that is not counted, and groups whose rows are scattered."""
     groups, lengths = [group for group, _ in rows], [length for _, length in rows]
-    batches = optimize.plan(groups, lengths, budget)
+    batches = logprob.plan(groups, lengths, budget)
     assert sorted(i for batch in batches for i in batch) == list(range(len(rows)))
     for batch in batches:  # a long row may stand alone
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget

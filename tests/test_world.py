@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paper.pretrain import document
 from tiny import world
-from tiny.pretrain import document
-from tiny.world import WORLD, LexiconTranslator, items, languages, render, tasks
+from tiny.languages import CATEGORY, WORLD, LexiconTranslator, languages
+from tiny.world import items, render, tasks
 
 FOREIGN = [code for code in WORLD if code != "en"]
 ITEMS = items("train", 200, "tests")
@@ -53,7 +54,7 @@ def test_reading_is_the_inverse_of_writing(code):
 def test_a_language_has_one_word_for_each_concept(code):
     """Catches homonyms: a translation would be ambiguous."""
     lexicon = WORLD[code].lexicon
-    assert set(lexicon) == set(world.CATEGORY)
+    assert set(lexicon) == set(CATEGORY)
     assert len(set(lexicon.values())) == len(lexicon)
 
 
@@ -242,8 +243,8 @@ def test_the_share_of_wrong_words_is_the_one_asked_for(noise):
         before = Counter(concept for sentence in before for phrase in sentence.values() for concept in phrase)
         after = Counter(concept for sentence in after for phrase in sentence.values() for concept in phrase)
         wrong += sum((before - after).values())
-        known += sum(count for concept, count in before.items() if concept in world.CATEGORY)
-        kept = {concept for concept in before if concept not in world.CATEGORY}
+        known += sum(count for concept, count in before.items() if concept in CATEGORY)
+        kept = {concept for concept in before if concept not in CATEGORY}
         assert all(before[concept] == after[concept] for concept in kept)
     assert wrong / known == pytest.approx(noise, rel=0.15)
 

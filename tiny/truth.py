@@ -8,7 +8,8 @@ is found out. What contradicts itself, does not parse, or leaves open what is as
 Left out: guessing. A reader with good will gets some damaged texts right that count as unanswerable here.
 """
 
-from tiny.world import CATEGORY, CONCEPTS, FACTS, WORLD, Sentence
+from tiny.languages import CATEGORY, CONCEPTS, WORLD, Sentence
+from tiny.world import FACTS
 
 
 def answer(text: str, code: str = "en") -> str | None:

@@ -1,53 +1,25 @@
-"""The embedded world: 33 constructed languages, five domains of checkable tasks, and a lexicon that translates.
+"""The embedded world: five domains of checkable tasks, rendered in any of its languages.
 
-    Item (language-independent sentences) --Language.write--> question --Language.read--> sentences --write--> English
+    Item (language-independent sentences, answer) --render--> Task
 
 A miniature of the paper's setting in which everything is exact and everything follows from a seed. An `Item` is a few
 sentences over *concepts* and an answer; any language can render it, so tiers are compared on the same items. Digits
-and personal names are the same in all languages, as in real life, so a reader who knows no word still gets some way
-in math and logic, and nowhere in commonsense and instructions.
-
-Only command lines import this file: to the trainer these are tasks and a translator like any others.
-
-Left out: morphology, agreement, ambiguity. A word means one thing, and a sentence is question word, subject, verb and
-object, in an order that the language chooses.
+and personal names are the same in all languages, so a reader who knows no word still gets some way in math and logic,
+and nowhere in commonsense and instructions.
 """
 
 import hashlib
 import random
 from dataclasses import dataclass
-from functools import cache
-from itertools import permutations
 
 from data import Task
+from tiny.languages import CONCEPTS, NOUNS, WORLD, Language, Sentence
 
 DOMAINS = ("math", "reading", "logic", "commonsense", "instructions")
 NAMES = (
     "Ana Ben Cleo Dan Eva Finn Gus Hana Ivan Joe Kim Leo Mia Nora Otto Pia Quin Rosa Sam Tess Uma Vera Will Zoe".split()
 )
 
-# A concept is its English phrase, hyphenated: "is-older-than" is one word in most languages, three in English.
-CONCEPTS = {
-    "countable": "coins eggs apples books stones cups keys balls",
-    "object": "lamp rope drum map hat ring knife spoon",
-    "place": "kitchen garden forest market school tower cave harbour",
-    "animal": "ant mouse frog cat dog sheep cow horse camel whale",  # from small to big
-    "thing": "blood grass sky snow coal lemon fish king farmer sailor bee tree cloud candle spider snake bird stool",
-    "adjective": "hot cold big small wet dry rich poor hard soft full empty",  # pairs of opposites
-    "gain": "finds buys gets",
-    "loss": "loses sells drops",
-    "comparative": "is-older-than is-younger-than is-taller-than is-shorter-than is-faster-than is-slower-than",
-    "superlative": "oldest youngest tallest shortest fastest slowest",
-    "size": "bigger smaller",
-    "verb": "has holds is is-in lives gives shows sees must-say must-repeat must-reverse must-say-the-last-of "
-    "must-say-the-opposite-of",
-    "question": "how-many what where who which what-colour how-many-legs",
-    "container": "each-box boxes",
-}
-CONCEPTS = {category: words.split() for category, words in CONCEPTS.items()}
-CATEGORY = {concept: category for category, concepts in CONCEPTS.items() for concept in concepts}
-VERBS = {c for category in ("gain", "loss", "comparative", "verb") for c in CONCEPTS[category]}
-NOUNS = [c for category in ("countable", "object", "place", "animal", "thing") for c in CONCEPTS[category]]
 FACTS = {
     ("what-colour", "is"): "blood:red grass:green sky:blue snow:white coal:black lemon:yellow",
     ("where", "lives"): "fish:water camel:desert king:castle farmer:farm sailor:ship bird:nest",
@@ -56,155 +28,8 @@ FACTS = {
 }
 FACTS = [(q, v, *pair.split(":")) for (q, v), pairs in FACTS.items() for pair in pairs.split()]
 
-Sentence = dict[str, tuple[str, ...]]  # role (Q question word, S subject, V verb, O object) -> concepts
-
 
 # --- languages --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Language:
-    """A lexicon, a word order and a script. `exposure` is its share of the base model's pretraining, relative."""
-
-    code: str
-    tier: str
-    split: str
-    exposure: float
-    statement: str  # the order of S, V and O: "SOV"
-    question: str  # the same with Q: "QSOV"
-    modifiers_last: bool  # "coins 3" for "3 coins"
-    lexicon: dict[str, str]  # concept -> word
-
-    def write(self, sentences: list[Sentence]) -> str:
-        """The sentences as text: words separated by blanks, each sentence closed by "." or "?"."""
-        return " ".join(self._write(sentence) for sentence in sentences)
-
-    def _write(self, sentence: Sentence) -> str:
-        order = self.question if "Q" in sentence else self.statement
-        concepts = []
-        for role in order:
-            phrase = sentence.get(role, ())
-            concepts += _swap_number(phrase, 0) if self.modifiers_last else phrase
-        words = (self.lexicon.get(concept, concept) for concept in concepts)
-        return " ".join(words) + ("?" if "Q" in sentence else ".")
-
-    def read(self, text: str) -> list[Sentence]:
-        """The sentences of a text: the inverse of `write`. What does not parse is read as one object, word by word."""
-        marked = text.replace(".", " .").replace("?", " ?").split()
-        sentences, words = [], []
-        for word in [*marked, "."]:
-            if word not in (".", "?"):
-                words.append(word)
-            elif words:
-                sentences.append(self._read(words))
-                words = []
-        return sentences
-
-    def _read(self, words: list[str]) -> Sentence:
-        concepts, i = [], 0
-        while i < len(words):  # longest match first: an English concept may be several words
-            for length in (5, 4, 3, 2, 1):
-                concept = self._concept_of.get(" ".join(words[i : i + length]))
-                if concept or length == 1:
-                    concepts.append(concept or words[i])
-                    i += length
-                    break
-        verbs = [i for i, concept in enumerate(concepts) if concept in VERBS]
-        questions = tuple(concept for concept in concepts if CATEGORY.get(concept) == "question")
-        if len(verbs) != 1 or len(questions) > 1:
-            return {"O": tuple(concepts)}
-        order = self.question if questions else self.statement
-        sentence = {"V": (concepts[verbs[0]],)} | ({"Q": questions} if questions else {})
-        before, after = order.split("V")
-        for roles, side in ((before, concepts[: verbs[0]]), (after, concepts[verbs[0] + 1 :])):
-            roles, side = roles.replace("Q", ""), [c for c in side if c not in questions]
-            if roles in ("SO", "OS") and side:  # a subject is one word: it marks where the object begins or ends
-                subject, rest = (side[:1], side[1:]) if roles == "SO" else (side[-1:], side[:-1])
-                sentence |= {"S": tuple(subject), "O": tuple(rest)}
-            elif side:
-                sentence[roles or "O"] = tuple(side)
-        if self.modifiers_last and "O" in sentence:
-            sentence["O"] = _swap_number(sentence["O"], 1)
-        return sentence
-
-    @property
-    def _concept_of(self) -> dict[str, str]:
-        return _inverse(self.code)
-
-
-@cache
-def _inverse(code: str) -> dict[str, str]:
-    return {word: concept for concept, word in WORLD[code].lexicon.items()}
-
-
-def _swap_number(phrase: tuple, place: int) -> tuple:
-    """("3", "coins") <-> ("coins", "3"), if there is a number at `place`: 0 to write, 1 to read."""
-    return tuple(reversed(phrase)) if len(phrase) == 2 and phrase[place].isdigit() else phrase
-
-
-SCRIPTS = {  # latin consonants and vowels -> the letters of another script
-    "cyrillic": str.maketrans("bdfghjklmnprstvzaeiouy", "бдфгхйклмнпрствзаеиоуы"),
-    "greek": str.maketrans("bdfghjklmnprstvzaeiouy", "βδφγχξκλμνπρστψζαεηοωυ"),
-    "georgian": str.maketrans("bdfghjklmnprstvzaeiouy", "ბდფგჰჯკლმნპრსტვზაეიოუყ"),
-    "armenian": str.maketrans("bdfghjklmnprstvzaeiouy", "բդֆգհյկլմնպրստվզաեիոուը"[:22]),
-}
-
-
-def _make_language(code: str, tier: str, split: str, exposure: float, script: str | None) -> Language:
-    """A language from its code alone: sounds, syllable shape, a word for each concept, an order."""
-    rng = random.Random(f"language {code}")
-    consonants, vowels = rng.sample("bdfghjklmnprstvz", 9), rng.sample("aeiouy", rng.choice([3, 4, 5]))
-    coda = rng.choice(["", "", *consonants[:2]])  # some languages close their syllables
-    taken = {word for phrase in CATEGORY for word in phrase.split("-")}
-    lexicon = {}
-    for concept in CATEGORY:
-        word = None
-        while word is None or word in taken:
-            syllables = rng.choices([1, 2, 3], [1, 6, 2])[0]
-            word = "".join(
-                rng.choice(consonants) + rng.choice(vowels) + (coda if rng.random() < 0.4 else "")
-                for _ in range(syllables)
-            )
-            word += rng.choice(consonants) if syllables == 1 else ""
-        taken.add(word)
-        lexicon[concept] = word.translate(SCRIPTS[script]) if script else word
-    statement = "".join(rng.choice(list(permutations("SVO"))))
-    question = rng.choice(["Q" + statement, statement + "Q"])
-    return Language(code, tier, split, exposure, statement, question, rng.random() < 0.5, lexicon)
-
-
-def _make_world() -> dict[str, Language]:
-    english = {concept: concept.replace("-", " ") for concept in CATEGORY}
-    world = {"en": Language("en", "base", "base", 1.0, "SVO", "QOVS", False, english)}
-    scripts = {
-        "high-04": "cyrillic",
-        "high-09": "greek",
-        "low-02": "greek",
-        "low-07": "georgian",
-        "xlow-03": "cyrillic",
-        "xlow-06": "armenian",
-        "synthetic-02": "georgian",
-    }
-    for tier, count, held_out in (("high", 11, (3, 7, 11)), ("low", 10, (3, 6, 9)), ("xlow", 10, (3, 6, 9))):
-        for i in range(1, count + 1):
-            exposure = 1.5 - (i - 1) / (count - 1)  # tiers are ranges: 1.5 down to 0.5 of the tier's mean
-            code, split = f"{tier}-{i:02d}", "held-out" if i in held_out else "trained"
-            world[code] = _make_language(code, tier, split, exposure, scripts.get(code))
-    for code in ("synthetic-01", "synthetic-02"):  # in no training at all
-        world[code] = _make_language(code, "synthetic", "synthetic", 0.0, scripts.get(code))
-    return world
-
-
-WORLD = _make_world()
-
-
-def languages(tier: str | None = None, split: str | None = None) -> list[str]:
-    """Codes of the constructed languages of a tier and a split; None: of any. English is not among them."""
-    return [
-        code
-        for code, language in WORLD.items()
-        if code != "en" and tier in (None, language.tier) and split in (None, language.split)
-    ]
 
 
 # --- items ------------------------------------------------------------------------------------------------------
@@ -343,11 +168,6 @@ def items(split: str, count: int, seed, domains: tuple[str, ...] = DOMAINS) -> l
     return list(found.values())
 
 
-def stray_languages(count: int) -> list[Language]:
-    """Languages outside the world, for pretraining text that the base model is not meant to understand."""
-    return [_make_language(f"stray-{i:03d}", "stray", "stray", 1.0, None) for i in range(count)]
-
-
 def render(item: Item, code: str | Language) -> Task:
     """The item as a `Task` in a language of the world, or in any `Language`."""
     language = WORLD[code] if isinstance(code, str) else code
@@ -373,41 +193,3 @@ def tasks(split: str, codes: list[str], count: int, seed) -> list[Task]:
 
 
 # --- the translator ---------------------------------------------------------------------------------------------
-
-
-class LexiconTranslator:
-    """A translator (`tools.Translator`) between any two languages of the world, by its lexicon and word order.
-
-    `noise` is the share of words that come out as another word of the same kind. Which ones follows from the text
-    alone, so the same text always has the same translation, as a cache would have it.
-    """
-
-    name = "lexicon"
-
-    def __init__(self, noise: float = 0.0):
-        if not 0 <= noise <= 1:
-            raise ValueError(f"tool noise is a share of words, between 0 and 1, not {noise}")
-        self.noise = noise
-
-    def translate(self, texts: list[str], source: str, target: str = "en") -> list[str]:
-        """Translations in order. ValueError for a language that this world does not have."""
-        for code in (source, target):
-            if code not in WORLD:
-                raise ValueError(f"the lexicon has no language {code!r}")
-        return [self._translate(text, source, target) for text in texts]
-
-    def _translate(self, text: str, source: str, target: str) -> str:
-        sentences = WORLD[source].read(text)
-        if self.noise:
-            rng = random.Random(f"noise {self.noise} {source} {target} {text}")
-            sentences = [
-                {role: tuple(self._disturb(concept, rng) for concept in phrase) for role, phrase in sentence.items()}
-                for sentence in sentences
-            ]
-        return WORLD[target].write(sentences)
-
-    def _disturb(self, concept: str, rng: random.Random) -> str:
-        category = CONCEPTS.get(CATEGORY.get(concept), [])
-        if rng.random() >= self.noise or len(category) < 2:
-            return concept
-        return rng.choice([other for other in category if other != concept])

@@ -1,8 +1,8 @@
 """The paper's experiments in miniature: a list of runs, cached by configuration, and the tables and figures from them.
 
-    python reproduce.py --quick      the main table with one seed; says what it leaves out
-    python reproduce.py              everything, three seeds; goes on where it was stopped
-    python reproduce.py --tables     trains nothing: tables and figures from the results there are
+    python -m paper.reproduce --quick      the main table with one seed; says what it leaves out
+    python -m paper.reproduce              everything, three seeds; goes on where it was stopped
+    python -m paper.reproduce --tables     trains nothing: tables and figures from the results there are
 
     Job -> train.py -> best/ on test items -> results/NAME-SEED-KEY.json -> results/tables.md, summary.json, *.png
 
@@ -35,13 +35,14 @@ import numpy as np
 import torch
 
 from eval import evaluate
-from options import Options, clear_errors, open_translator, parse, require
+from harness.options import Options, clear_errors, parse, require
+from harness.rundir import load_policy, policy_directory, write_json
 from paper import comparisons, experiments, figures, tables
 from paper.comparisons import Policy
 from paper.experiments import ROUTED, Job
 from paper.outcomes import UNITS, columns, curves, item_set, items_digest, key_of, load_result, outcomes, pack
-from runs import load_policy, policy_directory, write_json
 from train import Config
+from translation.service import open_translator
 
 # Options that decide no result. A new option of train.py that decides none belongs here, or everything is run again.
 NEUTRAL = {
@@ -78,7 +79,7 @@ class ReproduceOptions:
     test_items: int = 2000  # test items in each group of languages
     train: str = ""  # options of train.py for every run, as one string: "--steps 60 --model DIR"
     base: tuple[str, ...] = ()  # another base model to compare on, for the ablation of its tool rate; may be repeated
-    out: str = "results"  # results, tables and figures
+    out: str = "paper/results"  # results, tables and figures
     runs: str = "runs/reproduce"  # run directories
 
     def check(self) -> None:
@@ -212,7 +213,7 @@ def train(job: Job, seed: int, directory: Path, options: ReproduceOptions) -> No
     words += ["--resume"] if (directory / "config.json").exists() else []
     log = directory.with_name(f"{directory.name}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    script = Path(__file__).parent / "train.py"
+    script = Path(__file__).parent.parent / "train.py"
     with open(log, "a", encoding="utf-8") as file:
         done = subprocess.run([sys.executable, script, *map(str, words)], stdout=file, stderr=subprocess.STDOUT)
     if done.returncode:

@@ -1,29 +1,21 @@
-"""What all command lines share: options from one dataclass, presets, and the choice of data and translator.
+"""What all command lines share: options from one dataclass, presets, and errors of one line.
 
-Off the reading path. An option is a field with a one-line comment, which becomes its help; `lang_tier` is spelled
-`--lang-tier`. Unknown options and values are errors of one line with exit code 2. This is the only file besides the
-command lines that knows of the embedded world: `--data tiny` and `--translator lexicon`.
+An option is a field with a one-line comment, which becomes its help; `lang_tier` is spelled `--lang-tier`. Unknown
+options and values are errors of one line with exit code 2.
 """
 
 import argparse
 import contextlib
 import dataclasses
-import hashlib
 import inspect
-import itertools
 import math
-import random
 import re
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from data import Chat, Task, load_tasks
-from guard import guard
-from tiny import world
-from tools import Prices, Translator
-from translators import Service, open_engine
+from data import Chat
+from tools import Prices
 
 BOXED = (
     "Answer the question. Put the final answer, in English or as a number, into \\boxed{}. The question may be in a "
@@ -165,9 +157,6 @@ class TrainingOptions(Options):
         require(round(self.max_price, 1) == self.max_price, "--max-price must be a multiple of 0.1")
 
 
-# --- command lines ----------------------------------------------------------------------------------------------
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}\n")
@@ -228,100 +217,4 @@ def require(condition: bool, message: str) -> None:
 # --- data and translator ----------------------------------------------------------------------------------------
 
 
-def open_translator(options: Options) -> Translator:
-    """The engine that `--translator` names; all but the lexicon behind a cache, retries and a budget.
-
-    ValueError if there is none of that name.
-    """
-    if options.translator == "lexicon":
-        return world.LexiconTranslator(options.tool_noise)
-    try:
-        engine = open_engine(options.translator)
-    except ValueError as error:
-        raise ValueError(f"--translator {options.translator}: {error}, or lexicon") from None
-    return Service(
-        engine,
-        options.cache or ":memory:",
-        concurrency=max(1, options.workers),
-        price=options.money_per_char,
-        max_cost=options.max_cost or None,
-    )
-
-
-def training_tasks(options: TrainingOptions, tiers: list[str], seed: int):
-    """A function (step, count) -> tasks for that step of training, the same for the same seed, priced if configured.
-
-    Raises ValueError if there are none, and for tasks of `--evaluation-data` without `--allow-evaluation-data`.
-    """
-    if options.data == "tiny":
-        require(not options.evaluation_data, "--evaluation-data is for a file of tasks: tiny has test items of its own")
-        codes = [code for tier in tiers for code in world.languages(tier, "trained")]
-
-        def draw(step: int, count: int) -> list[Task]:
-            shuffled = random.Random(f"languages {seed} {step}").sample(codes, len(codes))
-            return world.tasks("train", shuffled, count, f"{seed} {step}")
-
-    else:
-        pool = [
-            task for task in _file(options) if task.tier in tiers and task.split == "trained" and _part(task) == "train"
-        ]
-        require(bool(pool), f"{options.data}: no training tasks in the tiers {', '.join(tiers)}")
-        guard(pool, options.data, options.evaluation_data, options.allow_evaluation_data)
-
-        def draw(step: int, count: int) -> list[Task]:
-            drawn, orders = [], {}
-            for i in range(step * count, (step + 1) * count):  # epoch after epoch, each in an order of its own
-                epoch, place = divmod(i, len(pool))
-                if epoch not in orders:
-                    orders[epoch] = random.Random(f"epoch {seed} {epoch}").sample(pool, len(pool))
-                drawn.append(orders[epoch][place])
-            return drawn
-
-    return lambda step, count: with_prices(draw(step, count), options.max_price, f"{seed} {step}")
-
-
-def evaluation_tasks(options: Options, part: str, count: int, max_price: float = 0.0) -> dict[str, list[Task]]:
-    """`count` tasks of each group of languages, "validation" or "test": the tiers' trained languages, the held-out
-    ones and the synthetic ones. In the embedded world all groups render the same items; of a file, each group takes the
-    first tasks of its languages in turn. With `max_price`, each task states a price.
-    """
-    if options.data == "tiny":
-        groups = {tier: world.languages(tier, "trained") for tier in ("high", "low", "xlow")}
-        held_out = [world.languages(tier, "held-out") for tier in ("high", "low", "xlow")]
-        groups |= {"held-out": _in_turn(held_out), "synthetic": world.languages("synthetic")}
-        found = {name: world.tasks(part, codes, count, "evaluation") for name, codes in groups.items()}
-    else:
-        languages = {}  # group -> language -> tasks
-        for task in _file(options):
-            if _part(task) == part:
-                group = languages.setdefault(task.tier if task.split == "trained" else task.split, {})
-                group.setdefault(task.language, []).append(task)
-        found = {name: _in_turn(group.values()) for name, group in languages.items()}
-    return {name: with_prices(tasks[:count], max_price, name) for name, tasks in found.items()}
-
-
-def with_prices(tasks: list[Task], highest: float, key) -> list[Task]:
-    """The tasks, each with a price that its prompt states: a tenth between 0 and `highest`, drawn at random. The same
-    `key` draws the same prices. With `highest` 0 the tasks as they are."""
-    if not highest:
-        return tasks
-    rng = random.Random(f"prices {key}")
-    return [dataclasses.replace(task, price=rng.randint(0, round(10 * highest)) / 10) for task in tasks]
-
-
-def _in_turn(lists: Iterable[list]) -> list:
-    """The first of each list, then the second of each, and so on: the beginning holds something of all of them."""
-    return [entry for row in itertools.zip_longest(*lists) for entry in row if entry is not None]
-
-
 # --- files ------------------------------------------------------------------------------------------------------
-
-
-def _file(options: Options) -> list[Task]:
-    return load_tasks(options.data, options.field_names)
-
-
-def _part(task: Task) -> str:
-    """train, validation or test, 8 : 1 : 1, by the English question where known: translations stay together."""
-    key = int(hashlib.sha256((task.question_en or task.id).encode()).hexdigest(), 16) % 10
-    return (["train"] * 8 + ["validation", "test"])[key]

@@ -1,8 +1,8 @@
 """Make the base model of the embedded world: a tokenizer and a Qwen3 of about 1M parameters, both from scratch.
 
-    python -m tiny.pretrain                  # writes tiny/base; about 30 minutes on two cores
-    python -m tiny.pretrain --course prices  # writes tiny/priced: the same after one more course; 9 minutes on one core
-    python -m tiny.pretrain --course calls   # writes tiny/eager: the same after another one; as long
+    python -m paper.pretrain                  # writes tiny/base; about 30 minutes on two cores
+    python -m paper.pretrain --course prices  # writes tiny/priced: the same after one more course; 9 minutes
+    python -m paper.pretrain --course calls   # writes tiny/eager: the same after another one; as long
 
 The pretraining text gives the base model the character that the paper finds in real ones:
 
@@ -34,15 +34,16 @@ from tqdm import tqdm
 
 from data import encode_call, encode_prompt, encode_tool_turn, load_tokenizer
 from eval import breakdown, evaluate, summary
+from harness.options import Options
+from harness.rundir import load_policy
 from model import Config, Qwen3, save
-from options import Options
-from runs import load_policy
-from tiny.world import WORLD, Item, Language, LexiconTranslator, items, languages, render, stray_languages, tasks
+from tiny.languages import WORLD, Language, LexiconTranslator, languages, stray_languages
+from tiny.world import Item, items, render, tasks
 
 SHARE = {"base": 0.22, "high": 0.51, "low": 0.19, "xlow": 0.04, "stray": 0.04}  # of the documents
 STRAYS = 200  # languages that are seen in a few documents each: the base meets unknown languages, as in real life
 TOOL_RATE = 0.07
-BASE = Path(__file__).parent / "base"
+BASE = Path(__file__).parent.parent / "tiny" / "base"
 PARALLEL = 0.4  # of the foreign documents: question, translation, answer
 # Further courses: the directory of what they make, the arguments of document() that they change.
 COURSES = {"prices": ("priced", {"priced": 0.5}), "calls": ("eager", {"tool_rate": 0.5})}

@@ -10,12 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from engines import Libre, TransientError
 from tests.helpers import ROOT, environment
 from tests.servers import Reply, libre, serving, silent
 from tiny import world
+from tiny.languages import LexiconTranslator
 from tools import TranslationError
-from translators import BudgetSpent, Cache, Service
+from translation.engines import Libre, TransientError
+from translation.service import BudgetSpent, Cache, Service
 
 
 class Scripted:
@@ -107,11 +108,11 @@ def test_a_failure_is_not_kept(tmp_path):
 
 def test_an_engine_without_a_version_may_not_fill_a_file(tmp_path):
     """Would catch the answers of a noisy lexicon that are kept for one without noise."""
-    service = Service(world.LexiconTranslator(0.1))
+    service = Service(LexiconTranslator(0.1))
     task = world.tasks("train", ["low-01"], 1, 0)[0]
     assert service.translate([task.question], "low-01") == service.engine.translate([task.question], "low-01")
     with pytest.raises(ValueError, match="version"):
-        Service(world.LexiconTranslator(), tmp_path / "cache")
+        Service(LexiconTranslator(), tmp_path / "cache")
 
 
 def test_a_file_that_is_no_cache_is_named(tmp_path):
@@ -125,7 +126,7 @@ def test_a_file_that_is_no_cache_is_named(tmp_path):
 
 WORKER = """
 import os, sys
-from translators import Service
+from translation.service import Service
 
 class Own:
     name, version = "own", "1"
@@ -301,7 +302,7 @@ def test_one_bad_text_does_not_take_its_batch_along():
 
 def test_a_language_that_the_engine_lacks_is_not_tried_again():
     """Would catch a configuration fault that is hidden as an outage."""
-    service = Service(world.LexiconTranslator(), backoff=0.001)
+    service = Service(LexiconTranslator(), backoff=0.001)
     with pytest.raises(ValueError, match="no language 'xx'"):
         service.translate(["a"], "xx")
 

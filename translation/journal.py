@@ -1,6 +1,6 @@
-"""The journal of `translate_tasks.py`: what was translated stays translated, whatever happens to the process.
+"""The journal of `translation/pipeline.py`: what was translated stays translated, whatever happens to the process.
 
-Off the reading path; used by `translate_tasks.py` alone.
+Used by `pipeline.py` alone.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Translate English tasks so that their answers survive, keep those that pass every check, and report the rest.
 
-    python translate_tasks.py --input gsm8k.jsonl --languages es,ca,eo --translator apertium --output tasks.jsonl
+    python -m translation.pipeline --input gsm8k.jsonl --languages es,ca,eo --translator apertium --output tasks.jsonl
 
     task -> cut and protect -> translate -> restore -> translate back -> verify -> kept | rejected, with the reason
 
@@ -26,13 +26,14 @@ from pathlib import Path
 from typing import ClassVar
 
 from data import LANGUAGES, Task, is_text, read_rows
-from fidelity.checks import RoundTrip, Verdict, verify
-from fidelity.journal import Journal
-from fidelity.protect import KINDS, Lost, cut, is_plain, protect, restore
-from fidelity.report import Outcome, page, report
-from options import Options, clear_errors, open_translator, parse, require
+from harness.options import Options, clear_errors, parse, require
 from tiny import world
-from translators import BudgetSpent, Service
+from tiny.languages import WORLD, LexiconTranslator
+from translation.checks import RoundTrip, Verdict, verify
+from translation.journal import Journal
+from translation.page import Outcome, page, report
+from translation.protect import KINDS, Lost, cut, is_plain, protect, restore
+from translation.service import BudgetSpent, Service, open_translator
 
 BATCH = 16  # tasks in one call of the engine: starting Apertium takes longer than translating a question
 
@@ -185,10 +186,10 @@ def outcome(line: dict, threshold: float, one_way: bool) -> Outcome:
 def solve(outcomes: list[Outcome], options: "TranslateOptions") -> list[Outcome]:
     """Let a policy answer the source and the back-translation of what is kept so far, greedily and without the tool:
     other answers are a failure."""
-    import torch  # takes seconds to import, and nothing else here needs it
+    import torch
 
+    from harness.rundir import load_policy
     from reward import score
-    from runs import load_policy
     from sampler import rollout
 
     model, tokenizer = load_policy(options.solver, options.device)
@@ -203,7 +204,7 @@ def solve(outcomes: list[Outcome], options: "TranslateOptions") -> list[Outcome]
         tokenizer,
         tasks,
         1,
-        world.LexiconTranslator(),
+        LexiconTranslator(),
         torch.Generator(),
         mode="forbidden",
         temperature=0.0,
@@ -253,8 +254,8 @@ def rejected_row(outcome: Outcome) -> dict:
 
 def tier_and_split(language: str) -> tuple[str, str]:
     """Of a real language, or of one of the embedded world. ValueError for any other."""
-    if language in world.WORLD and language != "en":
-        return world.WORLD[language].tier, world.WORLD[language].split
+    if language in WORLD and language != "en":
+        return WORLD[language].tier, WORLD[language].split
     if language not in LANGUAGES:
         raise ValueError(f"--languages: {language!r} is none of {', '.join(LANGUAGES)}")
     return LANGUAGES[language]
@@ -275,7 +276,7 @@ def _jsonl(rows: Iterator[dict]) -> str:
 
 @dataclass(frozen=True)
 class TranslateOptions(Options):
-    """Options of translate_tasks.py."""
+    """Options of translation/pipeline.py."""
 
     data: ClassVar[str] = ""  # not an option here: --input
     input: str = "tiny"  # JSONL file of English tasks, or "tiny", the embedded world's

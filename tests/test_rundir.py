@@ -10,10 +10,11 @@ import torch
 from helpers import files_under, hand_made, random_directory
 
 import model as model_file
-import runs
 from data import Task, load_tokenizer
+from harness import metrics
+from harness.metrics import rollout_row
+from harness.rundir import Run, load_policy, policy_directory, write_directory
 from reward import Score
-from runs import Run, load_policy, policy_directory, rollout_row, write_directory
 
 
 @dataclass(frozen=True)
@@ -308,7 +309,7 @@ def test_step_metrics_by_hand():
     ]
     scores = [Score(c, "5", True, k, k > 0) for c, k in [(1, 0.0), (1, 2.0), (0, 0.0), (0, 0.0), (1, 1.0), (0, 1.0)]]
     gates, kappa, no_evidence = torch.tensor([1.0, 0, 0]), torch.tensor([1.0, 0, 0.5]), torch.tensor([0, 0, 1])
-    found = runs.step_metrics(tasks, scores, gates, kappa, no_evidence, 2)
+    found = metrics.step_metrics(tasks, scores, gates, kappa, no_evidence, 2)
     assert found["accuracy"] == 0.5 and found["tool_rate"] == 0.5 and found["cost"] == pytest.approx(4 / 6)
     assert found["gate_rate"] == pytest.approx(1 / 3) and found["confidence"] == 0.5
     assert found["tier"]["low"] == pytest.approx(

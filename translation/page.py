@@ -13,7 +13,7 @@ import random
 from dataclasses import dataclass
 
 from data import is_text
-from fidelity.checks import BACKWARD, FORWARD, RoundTrip, Verdict
+from translation.checks import BACKWARD, FORWARD, RoundTrip, Verdict
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
 """What must not be trained on: tasks of evaluation data, whatever they are called and however they are typeset.
 
-    training tasks, --evaluation-data -> guard -> silence, a count, or an error
-
-Off the reading path; called by options.py.
+training tasks, --evaluation-data -> guard -> silence, a count, or an error
 """
 
 import unicodedata
 
 from data import Task, read_rows
+from sampler import Rollout
 
 # Forms of the same character that copies of a text differ in. NFKC does the no-break spaces.
 ONE_FORM = str.maketrans("‘’‚‛′´`" + "“”„‟″" + "‐‑‒–—−", "'" * 7 + '"' * 5 + "-" * 6)
@@ -53,11 +52,24 @@ def evaluation_places(path: str) -> dict[tuple[str, str], str]:
 
 
 def traces(row: dict) -> list[tuple[str, str]]:
-    """By what a task is known again: its id, also as it was before `translate_tasks.py` put the language in front, and
-    its questions, whatever their case, blanks and forms of quotes and dashes."""
+    """By what a task is known again: its id, also as it was before `translation/pipeline.py` put the language in
+    front, and its questions, whatever their case, blanks and forms of quotes and dashes."""
     origin = row["provenance"] if isinstance(row.get("provenance"), dict) else {}
     ids = [str(name) for name in (row.get("id"), origin.get("source_id")) if isinstance(name, str | int)]
     ids += [name.removeprefix(f"{row.get('language')}/") for name in ids]
     texts = [text for text in (row.get("question_en"), row.get("question")) if isinstance(text, str) and text.strip()]
     plain = [unicodedata.normalize("NFKC", text.translate(ONE_FORM)).casefold().split() for text in texts]
     return [*(("id", name) for name in ids), *(("question", " ".join(words)) for words in plain)]
+
+
+class ToolOutage(Exception):
+    """The engine failed in so many rollouts of a step that the policy would learn that the tool is useless."""
+
+
+def failure_rate(rollouts: list[Rollout], max_tool_errors: float) -> float:
+    """The share of the rollouts whose translator failed. ToolOutage if it is above --max-tool-errors."""
+    failed = sum(r.engine_failed for r in rollouts) / len(rollouts)
+    if failed > max_tool_errors:
+        message = next(call.result for r in rollouts for call in r.calls if call.error == "engine")
+        raise ToolOutage(f"the translator failed in {failed:.0%} of the rollouts ({message})")
+    return failed

@@ -2,7 +2,7 @@
 
     open_engine("apertium") -> Service(engine, "cache.sqlite", retries=4, …) -> translate
 
-Off the reading path. `Service` is a translator (`tools.Translator`) as its engine is, and may stand around any. It
+`Service` is a translator (`tools.Translator`) as its engine is, and may stand around any. It
 answers from the cache, waits for an answer that is already on its way, tries again what failed in passing, and stops
 when the money is spent. A text has one answer, whoever asks first and whenever.
 
@@ -16,8 +16,21 @@ import threading
 import time
 from concurrent.futures import Future
 
-from engines import NOT_SENDABLE, Apertium, Apy, ChatEngine, Engine, Libre, Recorded, TransientError, checked, sendable
+from harness.options import Options
+from tiny.languages import LexiconTranslator
 from tools import TranslationError, Translator
+from translation.engines import (
+    NOT_SENDABLE,
+    Apertium,
+    Apy,
+    ChatEngine,
+    Engine,
+    Libre,
+    Recorded,
+    TransientError,
+    checked,
+    sendable,
+)
 
 
 class BudgetSpent(Exception):
@@ -210,3 +223,23 @@ class Service:
         with self._lock:
             for name, value in more.items():
                 self._meters[name] += value
+
+
+def open_translator(options: Options) -> Translator:
+    """The engine that `--translator` names; all but the lexicon behind a cache, retries and a budget.
+
+    ValueError if there is none of that name.
+    """
+    if options.translator == "lexicon":
+        return LexiconTranslator(options.tool_noise)
+    try:
+        engine = open_engine(options.translator)
+    except ValueError as error:
+        raise ValueError(f"--translator {options.translator}: {error}, or lexicon") from None
+    return Service(
+        engine,
+        options.cache or ":memory:",
+        concurrency=max(1, options.workers),
+        price=options.money_per_char,
+        max_cost=options.max_cost or None,
+    )

@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 8 train.py --preset qwen3-4b
 
-Off the reading path. Weights, gradients and optimizer state are split among the ranks by PyTorch's own engine, FSDP2
+Weights, gradients and optimizer state are split among the ranks by PyTorch's own engine, FSDP2
 (`torch.distributed.fsdp.fully_shard`); this file says where in a step the ranks meet.
 
     share     each rank samples its own prompts, with the whole weights, gathered once for all of them

@@ -1,6 +1,6 @@
 """What a run will take, before it is started: its plan, and the bytes at the peak of its two phases.
 
-Off the reading path. `train.py --dry-run` prints it, `bench/memory.py` makes a table of it. The forecast counts what
+`train.py --dry-run` prints it, `bench/memory.py` makes a table of it. The forecast counts what
 the code keeps, tensor by tensor: what autograd saves is exact up to a few numbers a token, what lives for a moment only
 (logits, gathered layers, copies of the cache) is counted where it is largest. tests/test_forecast.py holds the former
 against autograd's own account.
@@ -14,10 +14,10 @@ import json
 from dataclasses import asdict, dataclass
 
 from data import Task, load_tokenizer
+from harness.rundir import policy_directory
+from harness.tasks import training_tasks
 from logprob import CHUNK_BYTES
 from model import Config, read_config
-from options import training_tasks
-from runs import policy_directory
 
 SIZE = {"float64": 8, "float32": 4, "bfloat16": 2}
 

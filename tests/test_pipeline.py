@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 
 import data
 import reward
-import translate_tasks
 from bench import fidelity as bench
-from fidelity import checks
-from fidelity.checks import RoundTrip, chrf, number_words, numerals, verify
-from fidelity.protect import KINDS, Lost, cut, protect, restore
-from fidelity.report import Outcome, page, report
 from tiny import truth, world
+from tiny.languages import WORLD, LexiconTranslator
 from tools import TranslationError
-from translators import BudgetSpent, Service
+from translation import checks, pipeline
+from translation.checks import RoundTrip, chrf, number_words, numerals, verify
+from translation.page import Outcome, page, report
+from translation.protect import KINDS, Lost, cut, protect, restore
+from translation.service import BudgetSpent, Service
 
 ROOT = Path(__file__).resolve().parent.parent
 needs_real_text = pytest.mark.skipif(not bench.DATA.is_dir(), reason="the real texts are not here")
@@ -70,7 +70,7 @@ def task(question, choices=(), answer="3", id="t"):
 
 def journal_line(engine, question, choices=(), kinds=KINDS[:-1]):
     service = Service(engine)
-    (line,) = translate_tasks.round_trips(service, [task(question, choices)], "es", list(kinds), way_back=True)
+    (line,) = pipeline.round_trips(service, [task(question, choices)], "es", list(kinds), way_back=True)
     return line
 
 
@@ -132,7 +132,7 @@ def test_a_placeholder_that_is_dropped_doubled_or_changed_is_a_rejection(damage,
     """Catches a number that vanishes from a question, or stands there twice."""
     line = journal_line(Engine(damage), "Ann buys 1.50 and 2.50, how many?")
     assert came_back in line["lost"]
-    outcome = translate_tasks.outcome(line, 60, False)
+    outcome = pipeline.outcome(line, 60, False)
     assert not outcome.kept and list(outcome.verdict.failures) == ["protected"]
 
 
@@ -142,7 +142,7 @@ def test_an_engine_that_swaps_two_numbers_is_found_out_on_the_way_back():
     there = by_word(SPANISH)
     engine = Engine(lambda text: there(re.sub("700[12]", lambda m: swap[m[0]], text)), by_word(ENGLISH))
     line = journal_line(engine, "Ann buys 1.50 and Bob buys 2.50, how many apples?")
-    assert "digits" in translate_tasks.outcome(line, 60, False).verdict.failures
+    assert "digits" in pipeline.outcome(line, 60, False).verdict.failures
 
 
 # --- hostile texts and engines ----------------------------------------------------------------------------------
@@ -151,14 +151,14 @@ def test_an_engine_that_swaps_two_numbers_is_found_out_on_the_way_back():
 def test_an_engine_that_returns_its_input_is_rejected():
     """Catches a round trip that is perfect because nothing was translated."""
     line = journal_line(Engine(lambda text: text), "How many apples and pears are there?")
-    assert "complete" in translate_tasks.outcome(line, 60, False).verdict.failures
+    assert "complete" in pipeline.outcome(line, 60, False).verdict.failures
 
 
 def test_choices_that_become_one_are_a_rejection():
     """Catches an item that has no answer any more."""
     engine = Engine(lambda text: by_word(SPANISH)(text).replace("azul", "rojo"), by_word(ENGLISH))
     line = journal_line(engine, "how many apples?", ["red", "blue"])
-    assert "choices" in translate_tasks.outcome(line, 0, False).verdict.failures
+    assert "choices" in pipeline.outcome(line, 0, False).verdict.failures
 
 
 def test_choices_that_only_differ_in_their_label_are_one():
@@ -180,7 +180,7 @@ def test_text_that_looks_like_markup_or_placeholders_comes_through(question):
     """Catches a format string, a regular expression or a placeholder fed from outside text."""
     line = journal_line(Engine(by_word(SPANISH), by_word(ENGLISH)), question)
     assert line["translation"] == [by_word(SPANISH)(question)] and line["back"] == [question]
-    assert "<td" in page(report([translate_tasks.outcome(line, 60, False)], {}))
+    assert "<td" in page(report([pipeline.outcome(line, 60, False)], {}))
 
 
 def test_a_nul_is_not_sent_and_is_a_rejection():
@@ -193,7 +193,7 @@ def test_a_nul_is_not_sent_and_is_a_rejection():
 @pytest.mark.parametrize("answer", ["half of \ud800", "", "   "])
 def test_an_engine_that_answers_no_text_has_failed(answer):
     """Catches a broken answer that is written into the tasks, or counted as the checks' rejection."""
-    outcome = translate_tasks.outcome(journal_line(Engine(lambda text: answer), "how many apples?"), 60, False)
+    outcome = pipeline.outcome(journal_line(Engine(lambda text: answer), "how many apples?"), 60, False)
     assert list(outcome.verdict.failures) == ["engine"]
 
 
@@ -216,14 +216,14 @@ def test_input_that_is_no_english_task_is_an_error_with_its_place(row, message, 
     file = tmp_path / "tasks.jsonl"
     file.write_text(json.dumps({"question": "b", "answer": 1}) + "\n" + json.dumps(row) + "\n")
     with pytest.raises(ValueError, match=rf"tasks.jsonl:2: .*{message}"):
-        translate_tasks.english_tasks(str(file), {}, 10)
+        pipeline.english_tasks(str(file), {}, 10)
 
 
 def test_gsm8k_is_read_as_it_is(tmp_path):
     """Catches the worked solution taken for the answer, and a thousands comma left in it."""
     file = tmp_path / "test.jsonl"
     file.write_text(json.dumps({"question": "How many?", "answer": "1000*2=<<1000*2=2000>>\n#### 2,000"}) + "\n")
-    (found,) = translate_tasks.english_tasks(str(file), {}, 10)
+    (found,) = pipeline.english_tasks(str(file), {}, 10)
     assert (found.id, found.question, found.answer, found.domain) == ("test-00001", "How many?", "2000", "math")
 
 
@@ -344,7 +344,7 @@ def test_chrf_is_100_for_equal_texts_only():
 
 def test_answers_are_worked_out_from_the_sentences_of_any_language():
     """Catches a solver that knows one word order, or that agrees with the generator by accident in English."""
-    codes = list(world.WORLD)
+    codes = list(WORLD)
     for i, item in enumerate(world.items("train", 500, "truth")):
         for code in ("en", codes[i % len(codes)]):
             assert truth.answer(world.render(item, code).question, code) == item.answer, item.english
@@ -436,7 +436,7 @@ def arguments(directory):
 
 
 def run(directory, *more):
-    translate_tasks.main([*arguments(directory), *more])
+    pipeline.main([*arguments(directory), *more])
 
 
 FILES = ("tasks.jsonl", "tasks.rejects.jsonl", "report.json", "report.html")
@@ -467,14 +467,14 @@ def test_every_task_is_kept_or_rejected_with_a_reason(finished):
 
 def test_the_kept_tasks_can_be_trained_on_and_say_where_they_come_from(finished):
     """Catches output that the loader refuses, an answer of another task, or missing provenance."""
-    sources = {task.id: task for task in translate_tasks.english_tasks("tiny", {}, 60)}
+    sources = {task.id: task for task in pipeline.english_tasks("tiny", {}, 60)}
     tasks = data.load_tasks(finished / "tasks.jsonl")
     rows = [json.loads(line) for line in (finished / "tasks.jsonl").open()]
     for found, row in zip(tasks, rows, strict=True):
         origin = row["provenance"]
         source = sources[origin["source_id"]]
         assert (found.answer, found.question_en, found.domain) == (source.answer, source.question, source.domain)
-        assert (found.tier, found.split) == (world.WORLD[found.language].tier, world.WORLD[found.language].split)
+        assert (found.tier, found.split) == (WORLD[found.language].tier, WORLD[found.language].split)
         assert (origin["engine"], origin["version"], origin["scores"]["chrf"]) == ("lexicon", "noise 0.1", 100)
         assert (origin["there"], origin["back"]) == ([f"en-{found.language}"], [f"{found.language}-en"])
 
@@ -506,7 +506,7 @@ def test_a_finished_run_translates_nothing_again(finished, monkeypatch):
         raise AssertionError("asked the engine again")
 
     before = contents(finished)
-    monkeypatch.setattr(world.LexiconTranslator, "translate", refuse)
+    monkeypatch.setattr(LexiconTranslator, "translate", refuse)
     run(finished)
     assert contents(finished) == before
 
@@ -523,8 +523,8 @@ def test_a_killed_run_goes_on_from_a_half_written_line(finished, tmp_path):
 
 KILLED = """
 import os, signal, sys
-import translate_tasks
-from tiny.world import LexiconTranslator
+from translation import pipeline
+from tiny.languages import LexiconTranslator
 translate, calls = LexiconTranslator.translate, 0
 
 def then_die(self, texts, source, target="en"):
@@ -535,7 +535,7 @@ def then_die(self, texts, source, target="en"):
     return translate(self, texts, source, target)
 
 LexiconTranslator.translate = then_die
-translate_tasks.main(sys.argv[1:])
+pipeline.main(sys.argv[1:])
 """
 
 
@@ -565,9 +565,9 @@ def test_a_journal_of_another_engine_is_refused(finished, tmp_path, capsys):
 def test_a_changed_question_under_an_old_id_is_translated_again(tmp_path):
     """Catches an old translation under a new question."""
     head, new = {"engine": "test"}, task("new")
-    journal = translate_tasks.Journal(tmp_path / "j.jsonl", head)
+    journal = pipeline.Journal(tmp_path / "j.jsonl", head)
     journal.add([{"id": "t", "language": "es", "source": ["old"], "translation": ["viejo"]}])
-    again = translate_tasks.Journal(tmp_path / "j.jsonl", head)
+    again = pipeline.Journal(tmp_path / "j.jsonl", head)
     assert again.find(new, "es") is None and again.find(replace(new, question="old"), "es")["translation"] == ["viejo"]
 
 
@@ -581,11 +581,11 @@ def test_what_the_engine_failed_on_is_tried_again_and_costs_no_other_task(tmp_pa
 
     tasks = [task("how many apples?", id="a"), task("how many red apples?", id="b")]
     engine = Engine(moody, by_word(ENGLISH))
-    journal = translate_tasks.Journal(tmp_path / "j.jsonl", {})
-    translate_tasks.fill(journal, Service(engine), tasks, {"es": True}, [], 1)
-    outcomes = [translate_tasks.outcome(journal.find(t, "es"), 60, False) for t in tasks]
+    journal = pipeline.Journal(tmp_path / "j.jsonl", {})
+    pipeline.fill(journal, Service(engine), tasks, {"es": True}, [], 1)
+    outcomes = [pipeline.outcome(journal.find(t, "es"), 60, False) for t in tasks]
     assert [list(o.verdict.failures) for o in outcomes] == [[], ["engine"]]
-    journal = translate_tasks.Journal(tmp_path / "j.jsonl", {})
+    journal = pipeline.Journal(tmp_path / "j.jsonl", {})
     assert journal.find(tasks[0], "es") and journal.find(tasks[1], "es") is None
 
 
@@ -593,26 +593,26 @@ def test_a_spent_budget_ends_the_run_with_what_was_translated(tmp_path):
     """Catches paid translations that are thrown away when the money is gone."""
     tasks = [task(f"how many apples and {i} red?", id=str(i)) for i in range(40)]
     service = Service(Engine(by_word(SPANISH), by_word(ENGLISH)), price=1.0, max_cost=1200)
-    journal = translate_tasks.Journal(tmp_path / "j.jsonl", {})
+    journal = pipeline.Journal(tmp_path / "j.jsonl", {})
     with pytest.raises(BudgetSpent):
-        translate_tasks.fill(journal, service, tasks, {"es": True}, [], 1)
-    assert 0 < len(translate_tasks.Journal(tmp_path / "j.jsonl", {}).done) < 40
+        pipeline.fill(journal, service, tasks, {"es": True}, [], 1)
+    assert 0 < len(pipeline.Journal(tmp_path / "j.jsonl", {}).done) < 40
 
 
 def test_without_a_way_back_a_translation_is_kept_by_flag_only():
     """Catches unverified translations among the verified ones."""
     service = Service(Engine(by_word(SPANISH)))
-    (line,) = translate_tasks.round_trips(service, [task("how many apples?")], "ast", [], way_back=False)
-    assert list(translate_tasks.outcome(line, 60, one_way=False).verdict.failures) == ["way back"]
-    assert translate_tasks.outcome(line, 60, one_way=True).kept
+    (line,) = pipeline.round_trips(service, [task("how many apples?")], "ast", [], way_back=False)
+    assert list(pipeline.outcome(line, 60, one_way=False).verdict.failures) == ["way back"]
+    assert pipeline.outcome(line, 60, one_way=True).kept
 
 
 def test_an_answer_that_is_a_choice_keeps_its_place():
     """Catches a gold answer that none of the translated choices is."""
     line = journal_line(Engine(by_word(SPANISH), by_word(ENGLISH)), "how many eats the?", ["red", "blue"])
-    outcome = translate_tasks.outcome(line, 60, False)
+    outcome = pipeline.outcome(line, 60, False)
     source = task("how many eats the?", ["red", "blue"], answer="blue")
-    row = translate_tasks.kept_row(source, outcome, {"engine": "test", "version": "1"}, {"there": ["m"], "back": ["n"]})
+    row = pipeline.kept_row(source, outcome, {"engine": "test", "version": "1"}, {"there": ["m"], "back": ["n"]})
     assert (row["answer"], row["choices"]) == ("azul", ("rojo", "azul"))
 
 
@@ -627,8 +627,8 @@ def test_a_solver_rejects_what_it_answers_in_another_way(base_dir, monkeypatch):
     trips = {id: trip("Ana has 3 coins?", "x", back) for id, back in backs.items()}
     outcomes = [Outcome(id, "high-01", t.source, t, checks.Verdict((), {})) for id, t in trips.items()]
     outcomes.append(replace(outcomes[0], id="rejected", verdict=checks.Verdict((), {"chrF": "low"})))
-    options = translate_tasks.TranslateOptions(languages="high-01", solver=str(base_dir), max_new_tokens=2)
-    judged = {o.id: o.verdict.failures for o in translate_tasks.solve(outcomes, options)}
+    options = pipeline.TranslateOptions(languages="high-01", solver=str(base_dir), max_new_tokens=2)
+    judged = {o.id: o.verdict.failures for o in pipeline.solve(outcomes, options)}
     assert judged == {
         "same": {},
         "other": {"solver": "'3' became '4'"},
@@ -657,7 +657,7 @@ def test_a_wrong_command_line_is_one_clear_line(given, message, tmp_path, monkey
     """Catches a traceback for a typing error, or an option that is ignored."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        translate_tasks.main(given)
+        pipeline.main(given)
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error and "Traceback" not in error
 

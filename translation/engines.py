@@ -2,7 +2,7 @@
 
     texts -> Engine.translate -> translations, one for each text, none of them empty or visibly cut
 
-Off the reading path. An engine raises `TransientError` where the same request may succeed later, `TranslationError`
+An engine raises `TransientError` where the same request may succeed later, `TranslationError`
 where it will not, ValueError for a language that it does not have. A model reads why a call failed, so these messages
 are a few words of our own.
 

@@ -1,1 +1,0 @@
-"""What translate_tasks.py needs: what to protect, the checks of a round trip, and the report."""

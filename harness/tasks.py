@@ -1,0 +1,98 @@
+"""Which tasks a run trains on and is evaluated on.
+
+    --data tiny | FILE, a seed, a step -> training_tasks -> tasks of the step
+    --data tiny | FILE, a part, a count -> evaluation_tasks -> tasks of each group of languages
+
+With the translator's service, this is where a run learns of the embedded world: to the stages its tasks are tasks like
+any others.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import random
+from collections.abc import Iterable
+
+from data import Task, load_tasks
+from harness.guard import guard
+from harness.options import Options, TrainingOptions, require
+from tiny import world
+from tiny.languages import languages
+
+
+def training_tasks(options: TrainingOptions, tiers: list[str], seed: int):
+    """A function (step, count) -> tasks for that step of training, the same for the same seed, priced if configured.
+
+    Raises ValueError if there are none, and for tasks of `--evaluation-data` without `--allow-evaluation-data`.
+    """
+    if options.data == "tiny":
+        require(not options.evaluation_data, "--evaluation-data is for a file of tasks: tiny has test items of its own")
+        codes = [code for tier in tiers for code in languages(tier, "trained")]
+
+        def draw(step: int, count: int) -> list[Task]:
+            shuffled = random.Random(f"languages {seed} {step}").sample(codes, len(codes))
+            return world.tasks("train", shuffled, count, f"{seed} {step}")
+
+    else:
+        pool = [
+            task
+            for task in _file(options)
+            if task.tier in tiers and task.split == "trained" and part_of(task) == "train"
+        ]
+        require(bool(pool), f"{options.data}: no training tasks in the tiers {', '.join(tiers)}")
+        guard(pool, options.data, options.evaluation_data, options.allow_evaluation_data)
+
+        def draw(step: int, count: int) -> list[Task]:
+            drawn, orders = [], {}
+            for i in range(step * count, (step + 1) * count):  # epoch after epoch, each in an order of its own
+                epoch, place = divmod(i, len(pool))
+                if epoch not in orders:
+                    orders[epoch] = random.Random(f"epoch {seed} {epoch}").sample(pool, len(pool))
+                drawn.append(orders[epoch][place])
+            return drawn
+
+    return lambda step, count: with_prices(draw(step, count), options.max_price, f"{seed} {step}")
+
+
+def evaluation_tasks(options: Options, part: str, count: int, max_price: float = 0.0) -> dict[str, list[Task]]:
+    """`count` tasks of each group of languages, "validation" or "test": the tiers' trained languages, the held-out
+    ones and the synthetic ones. In the embedded world all groups render the same items; of a file, each group takes the
+    first tasks of its languages in turn. With `max_price`, each task states a price.
+    """
+    if options.data == "tiny":
+        groups = {tier: languages(tier, "trained") for tier in ("high", "low", "xlow")}
+        held_out = [languages(tier, "held-out") for tier in ("high", "low", "xlow")]
+        groups |= {"held-out": _in_turn(held_out), "synthetic": languages("synthetic")}
+        found = {name: world.tasks(part, codes, count, "evaluation") for name, codes in groups.items()}
+    else:
+        by_group = {}  # group -> language -> tasks
+        for task in _file(options):
+            if part_of(task) == part:
+                group = by_group.setdefault(task.tier if task.split == "trained" else task.split, {})
+                group.setdefault(task.language, []).append(task)
+        found = {name: _in_turn(group.values()) for name, group in by_group.items()}
+    return {name: with_prices(tasks[:count], max_price, name) for name, tasks in found.items()}
+
+
+def with_prices(tasks: list[Task], highest: float, key) -> list[Task]:
+    """The tasks, each with a price that its prompt states: a tenth between 0 and `highest`, drawn at random. The same
+    `key` draws the same prices. With `highest` 0 the tasks as they are."""
+    if not highest:
+        return tasks
+    rng = random.Random(f"prices {key}")
+    return [dataclasses.replace(task, price=rng.randint(0, round(10 * highest)) / 10) for task in tasks]
+
+
+def _in_turn(lists: Iterable[list]) -> list:
+    """The first of each list, then the second of each, and so on: the beginning holds something of all of them."""
+    return [entry for row in itertools.zip_longest(*lists) for entry in row if entry is not None]
+
+
+def _file(options: Options) -> list[Task]:
+    return load_tasks(options.data, options.field_names)
+
+
+def part_of(task: Task) -> str:
+    """train, validation or test, 8 : 1 : 1, by the English question where known: translations stay together."""
+    key = int(hashlib.sha256((task.question_en or task.id).encode()).hexdigest(), 16) % 10
+    return (["train"] * 8 + ["validation", "test"])[key]

@@ -1,1 +1,0 @@
-"""What reproduce.py needs: item outcomes, measures over them, comparisons, tables and figures."""
