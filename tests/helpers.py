@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 
 import model as model_file
-from data import Task, encode_call, encode_prompt, encode_tool_turn, load_tokenizer
+from data import Chat, Task, encode_prompt, encode_tool_turn, load_tokenizer
 from model import Config, Qwen3
 from paper.pretrain import train_tokenizer
 from sampler import Rollout
 from tiny import world
-from tools import Call
+from tools import Call, encode_call
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = 400
@@ -92,7 +92,7 @@ def sums() -> list:
 
 def document(item, tokenizer, rng: random.Random) -> tuple[list[int], list[bool]]:
     """(ids, whether each is a target) of a task in a low language, every second time with a call."""
-    ids = encode_prompt(world.render(item, "low-01"), tokenizer, think=True, tools=False)
+    ids = encode_prompt(world.render(item, "low-01"), tokenizer, Chat())
     is_target = [False] * len(ids)
     if rng.random() < 0.3:
         call, turn = encode_call(tokenizer), encode_tool_turn([item.english], tokenizer, think=True)
@@ -111,7 +111,7 @@ def write_tasks(path: Path, count: int = 80) -> Path:
 
 def hand_made(tokenizer, task: Task, answer: str, called: bool = False) -> Rollout:
     """A rollout as the sampler would write it: answers at once, or after one call and its result."""
-    prompt = encode_prompt(task, tokenizer, think=True, tools=False)
+    prompt = encode_prompt(task, tokenizer, Chat())
     ids, sampled = [], []
     if called:
         call, turn = encode_call(tokenizer), encode_tool_turn([task.question_en or "?"], tokenizer, think=True)

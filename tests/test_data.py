@@ -11,12 +11,16 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 
 import data
-from data import Task
+from data import Chat, Task
+from harness import jsonl
+from harness.tasks import with_price
 from paper.pretrain import ADDED_TOKENS
+from tools import SCHEMA, encode_call
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_chat.json").read_text(encoding="utf-8"))
 GOLDEN = {case["name"]: case for case in GOLDEN["cases"]}
 EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
+PUBLISHED = Chat(tools=(SCHEMA,), think=False)  # the published format, with all its markup
 
 written = st.characters(max_codepoint=0xFFFF, exclude_categories=("Cs", "Cn"))  # every assigned character of the BMP
 hostile = st.lists(st.one_of(st.sampled_from(ADDED_TOKENS), st.text(written, max_size=6)), max_size=6).map("".join)
@@ -44,10 +48,11 @@ def official(tokenizer_dir):
 def encode_case(case, tokenizer):
     """The ids of a golden conversation, made as the sampler makes them: prompt, then call and tool turn by turn."""
     task = task_of(case["question"], *case["choices"])
-    ids = data.encode_prompt(task, tokenizer, case["system"], case["think"], case["tools"])
+    chat = Chat(case["system"], (SCHEMA,) if case["tools"] else (), case["think"])
+    ids = data.encode_prompt(task, tokenizer, chat)
     for results in case.get("turns", [case["results"]] if case["results"] else []):
         # the golden strings show one call a turn; a call is the policy's to write, its results are ours
-        ids += data.encode_call(tokenizer) + data.encode_tool_turn(results, tokenizer, case["think"])
+        ids += encode_call(tokenizer) + data.encode_tool_turn(results, tokenizer, case["think"])
     return ids
 
 
@@ -80,15 +85,26 @@ def test_a_question_mark_and_a_newline_are_one_token(tokenizer):
 def test_a_price_is_stated_in_the_system_turn_alone(tokenizer):
     """Catches a price that is translated with the question, or that changes the rest of the prompt."""
     task = Task("1", "xx", "low", "trained", "math", "Was ist 2 + 2?", (), "4")
-    priced = replace(task, price=0.3)
-    without, stated = (data.encode_prompt(t, tokenizer, think=True, tools=False) for t in (task, priced))
+    priced = with_price(task, 0.3)
+    without, stated = (data.encode_prompt(t, tokenizer, Chat()) for t in (task, priced))
     assert stated[-len(without) :] == without
     assert tokenizer.decode(stated[: -len(without)]) == "<|im_start|>system\nprice 0.3 $$$<|im_end|>\n"
-    with_words = tokenizer.decode(data.encode_prompt(priced, tokenizer, "Be brief.", think=True, tools=False))
-    assert with_words.startswith("<|im_start|>system\nBe brief.\n\nprice 0.3 $$$<|im_end|>")
-    free = tokenizer.decode(data.encode_prompt(replace(task, price=0.0), tokenizer, think=True, tools=False))
+    free = tokenizer.decode(data.encode_prompt(with_price(task, 0.0), tokenizer, Chat()))
     assert free.startswith("<|im_start|>system\nprice 0<|im_end|>")
     assert data.user_message(priced) == data.user_message(task)
+    assert (priced.cost_weight, replace(priced, system=None, cost_weight=None)) == (0.3, task)
+
+
+@pytest.mark.parametrize("tools", [(), (SCHEMA,)], ids=["no tools", "tools"])
+def test_a_tasks_own_instructions_replace_the_chats(tokenizer, tools):
+    """Would catch instructions of a task that are lost, said beside the chat's or said to the next task as well, or a
+    tool that is no longer described because a task brought instructions."""
+    task, chat = task_of("Q?"), Chat("Be brief.", tools)
+    own, others = (data.encode_prompt(t, tokenizer, chat) for t in (replace(task, system="Be kind."), task))
+    assert own == data.encode_prompt(task, tokenizer, replace(chat, system="Be kind."))
+    assert "Be kind." in tokenizer.decode(own) and "Be brief." not in tokenizer.decode(own)
+    assert "Be brief." in tokenizer.decode(others) and "Be kind." not in tokenizer.decode(others)
+    assert data.encode_prompt(replace(task, system="Be kind."), tokenizer, replace(chat, system=None)) == own
 
 
 def test_the_schema_shown_is_the_schema():
@@ -96,7 +112,7 @@ def test_the_schema_shown_is_the_schema():
     with_tools = [case["text"] for case in GOLDEN.values() if case["tools"]]
     for text in with_tools:
         shown = text.split("<tools>\n")[1].split("\n</tools>")[0]
-        assert json.loads(shown) == data.TOOL_SCHEMA
+        assert json.loads(shown) == SCHEMA
     assert len(with_tools) >= 4
 
 
@@ -120,17 +136,20 @@ def test_text_comes_back_from_its_ids(tokenizer, text):
 @given(hostile, hostile, hostile)
 def test_a_task_cannot_write_markup(tokenizer, question, choice, system):
     """Would catch a question that ends its own turn: control ids are exactly those of a harmless prompt."""
-    harmless = data.encode_prompt(task_of("a", "b"), tokenizer, "c")
-    attacked = data.encode_prompt(task_of(question, choice), tokenizer, system or "c")
-    assert controls(attacked, tokenizer) == controls(harmless, tokenizer)
+    harmless = data.encode_prompt(task_of("a", "b"), tokenizer, replace(PUBLISHED, system="c"))
+    of_the_chat = data.encode_prompt(task_of(question, choice), tokenizer, replace(PUBLISHED, system=system or "c"))
+    of_the_task = data.encode_prompt(replace(task_of(question, choice), system=system or "c"), tokenizer, PUBLISHED)
+    for attacked in (of_the_chat, of_the_task):
+        assert controls(attacked, tokenizer) == controls(harmless, tokenizer)
 
 
 @settings(max_examples=60)
 @given(st.lists(hostile, min_size=1, max_size=3))
 def test_a_translation_cannot_write_markup(tokenizer, results):
     """Would catch a tool result that opens an assistant turn of its own."""
-    harmless = data.encode_tool_turn(["a"] * len(results), tokenizer)
-    assert controls(data.encode_tool_turn(results, tokenizer), tokenizer) == controls(harmless, tokenizer)
+    harmless = data.encode_tool_turn(["a"] * len(results), tokenizer, think=False)
+    attacked = data.encode_tool_turn(results, tokenizer, think=False)
+    assert controls(attacked, tokenizer) == controls(harmless, tokenizer)
 
 
 @pytest.mark.parametrize("token", ADDED_TOKENS)
@@ -138,19 +157,19 @@ def test_no_way_of_splitting_a_token_makes_it_one(token, tokenizer):
     """Would catch text that becomes control only where it meets the template's words or another outside text.
     `<tool_call>` and its like are added but not special: a switch for special tokens does not cover them."""
     assert controls(tokenizer.encode_text(token), tokenizer) == []
-    prompt = controls(data.encode_prompt(task_of("a", "b"), tokenizer), tokenizer)
-    turn = controls(data.encode_tool_turn(["a", "b"], tokenizer), tokenizer)
+    prompt = controls(data.encode_prompt(task_of("a", "b"), tokenizer, PUBLISHED), tokenizer)
+    turn = controls(data.encode_tool_turn(["a", "b"], tokenizer, think=False), tokenizer)
     for i in range(len(token) + 1):
         pieces = task_of("x" + token[:i], token[i:])
-        assert controls(data.encode_prompt(pieces, tokenizer), tokenizer) == prompt
-        assert controls(data.encode_tool_turn([token[:i], token[i:]], tokenizer), tokenizer) == turn
+        assert controls(data.encode_prompt(pieces, tokenizer, PUBLISHED), tokenizer) == prompt
+        assert controls(data.encode_tool_turn([token[:i], token[i:]], tokenizer, think=False), tokenizer) == turn
         assert controls(tokenizer.encode([token[:i], token[i:]]), tokenizer) == []
 
 
 def test_markup_in_a_question_is_read_as_its_characters(tokenizer):
     """Would catch a cure that deletes the hostile text: the policy must see what the user wrote."""
     question = "Say <|im_end|> and <tool_call>."
-    ids = data.encode_prompt(task_of(question), tokenizer, tools=False)
+    ids = data.encode_prompt(task_of(question), tokenizer, Chat(think=False))
     assert f"user\n{question}" in tokenizer.decode(ids)
 
 
@@ -214,14 +233,14 @@ def write(directory, *lines):
 
 def test_a_short_row_gets_what_its_language_says(tmp_path):
     """Would catch a default that is wrong or depends on the row before."""
-    full = {"domain": "math", "choices": ["3", "4"], "question_en": "What is 2 + 2?", "price": 2, "tier": "low"}
+    full = {"domain": "math", "choices": ["3", "4"], "question_en": "What is 2 + 2?", "tier": "low"}
+    full |= {"system": "Be brief.", "cost_weight": 2}
     short, long = data.load_tasks(
         write(tmp_path, ROW, "", {**ROW, "id": "2", "language": "xx", "split": "trained"} | full)
     )
     assert short == Task("1", "de", "high", "trained", "other", "Was ist 2 + 2?", (), "4")
-    assert long == Task(
-        "2", "xx", "low", "trained", "math", "Was ist 2 + 2?", ("3", "4"), "4", "What is 2 + 2?", price=2.0
-    )
+    first = ("2", "xx", "low", "trained", "math", "Was ist 2 + 2?", ("3", "4"), "4", "What is 2 + 2?")
+    assert long == Task(*first, system="Be brief.", cost_weight=2.0)
 
 
 @pytest.mark.parametrize(
@@ -265,9 +284,11 @@ MALFORMED = {
     "answer of another type": ({**ROW, "answer": True}, "'answer' should be str, found True"),
     "choices of another type": ({**ROW, "choices": "a b"}, "'choices' should be list"),
     "choices that are numbers": ({**ROW, "choices": ["a", 1]}, "'choices' should hold strings"),
-    "price of another type": ({**ROW, "price": "cheap"}, "'price' should be float, found 'cheap'"),
-    "negative price": ({**ROW, "price": -1}, "'price' is -1, allowed: 0 to 10"),
-    "price without measure": ({**ROW, "price": 10**400}, "'price' is 1000"),
+    "cost weight of another type": ({**ROW, "cost_weight": "low"}, "'cost_weight' should be float, found 'low'"),
+    "negative cost weight": ({**ROW, "cost_weight": -1}, "'cost_weight' is -1, allowed: 0 to 10"),
+    "cost weight without measure": ({**ROW, "cost_weight": 10**400}, "'cost_weight' is 1000"),
+    "instructions of another type": ({**ROW, "system": 5}, "'system' should be str, found 5"),
+    "blank instructions": ({**ROW, "system": " "}, "'system' is blank"),
     "English of another type": ({**ROW, "question_en": 5}, "'question_en' should be str"),
     "unknown language without tier": ({**ROW, "language": "xx"}, "'tier' is missing"),
     "unknown tier": ({**ROW, "tier": "middle"}, "'tier' is 'middle', allowed: high, low, xlow, synthetic"),
@@ -316,7 +337,7 @@ def test_tasks_cannot_be_changed():
 
 def test_languages_are_as_many_as_the_paper_has():
     """Would catch a language lost or listed twice: 8 + 7 + 7 trained on, 3 + 3 + 3 held out."""
-    count = {key: sum(value == key for value in data.LANGUAGES.values()) for key in set(data.LANGUAGES.values())}
+    count = {key: sum(value == key for value in jsonl.LANGUAGES.values()) for key in set(jsonl.LANGUAGES.values())}
     trained = [count[tier, "trained"] for tier in ("high", "low", "xlow")]
     held_out = [count[tier, "held-out"] for tier in ("high", "low", "xlow")]
-    assert (trained, held_out, len(data.LANGUAGES)) == ([8, 7, 7], [3, 3, 3], 31)
+    assert (trained, held_out, len(jsonl.LANGUAGES)) == ([8, 7, 7], [3, 3, 3], 31)

@@ -7,10 +7,10 @@ from helpers import random_directory
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import CALL, END_THINK, IM_END, THINK, Control, Task, encode_call, encode_tool_turn, load_tokenizer
+from data import CALL, END_THINK, IM_END, THINK, Control, Task, encode_tool_turn, load_tokenizer
 from reward import extract, score, verify
 from sampler import Rollout
-from tools import Call
+from tools import Call, encode_call
 
 TOKENIZER = load_tokenizer(random_directory())
 TASK = Task("t", "de", "high", "trained", "math", "Wie viele?", (), "18")
@@ -188,6 +188,13 @@ def test_a_wrong_answer_is_answered():
     """Catches wrong answers that are counted as unanswered."""
     result = score(rollout("19", IM_END), TOKENIZER)
     assert (result.correct, result.answer, result.format_ok) == (0, "19", True)
+
+
+def test_the_reward_is_the_verdict_before_any_charge():
+    """Catches a reward that is charged for its calls twice, here and in gspo.py, and one that no wrong answer lowers."""
+    right, wrong = (score(rollout(answer, IM_END, calls=[call(1.0)]), TOKENIZER) for answer in ("18", "19"))
+    assert (right.correct, right.reward) == (1, 1.0)
+    assert (wrong.correct, wrong.reward) == (0, 0.0)
 
 
 @pytest.mark.parametrize("stop", ["length", "tool_limit"])

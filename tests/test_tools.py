@@ -10,7 +10,7 @@ import data
 from data import CALL, END_CALL, END_THINK, IM_END, THINK, Task
 from tiny import world
 from tiny.languages import languages
-from tools import CallError, Prices, ToolCall, TranslationError, calls_in, parse_call, run_call
+from tools import CallError, Prices, ToolCall, TranslationError, calls_in, encode_call, parse_call, run_call
 
 TASK = Task("t", "high-01", "high", "trained", "math", "Quanto fa?", ("tre", "quattro"), "4")
 PRICES = Prices(call=3.0, char=0.25)
@@ -166,7 +166,7 @@ def test_calls_in_never_raises(tokenizer, ids):
 
 def test_the_call_that_is_inserted_is_a_call(tokenizer):
     """Would catch a canonical call that our own parser refuses: every forced rollout would read an error."""
-    assert calls_in(data.encode_call(tokenizer), tokenizer) == [ToolCall(None)]
+    assert calls_in(encode_call(tokenizer), tokenizer) == [ToolCall(None)]
 
 
 # --- run_call and costs -----------------------------------------------------------------------------------------
