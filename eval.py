@@ -1,4 +1,4 @@
-"""[8] Evaluate policies side by side: accuracy, tool rate and cost by tier, language and domain; a viewer for rollouts.
+"""[8] Evaluate policies side by side: accuracy, tool rate and cost by tier, language and domain.
 
     python eval.py --policy runs/low --policy tiny --tiers low --mode forced
     python eval.py --show runs/low/rollouts.jsonl
@@ -10,7 +10,6 @@ share of correct answers times 100 is what the paper calls reward.
 Left out: significance tests. A difference comes with its 95% interval from a paired bootstrap over tasks.
 """
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from data import Tokenizer
-from harness.options import Options, clear_errors, parse, require
+from data import Task, Tokenizer
+from harness import viewer
+from harness.options import Count, Options, Whole, clear_errors, parse, require
 from harness.rundir import load_policy, write_json
 from harness.tasks import evaluation_tasks
-from harness.viewer import plot, show
 from model import Qwen3
 from reward import Score, score
 from sampler import Rollout, rollout
@@ -37,19 +36,18 @@ Outcome = tuple[Rollout, Score]
 def evaluate(
     model: Qwen3,
     tokenizer: Tokenizer,
-    tasks: list,
+    tasks: list[Task],
     translator: Translator,
     options: Options,
     mode: str = "free",
     temperature: float = 1.0,
     seed: int = 0,
 ) -> list[Outcome]:
-    """One rollout for each task and its score. The same seed means the same uniform numbers for any policy."""
+    """One rollout of each task and its score. The same seed means the same uniform numbers for any policy."""
     generator = torch.Generator().manual_seed(seed)
-    rollouts = rollout(
-        model, tokenizer, tasks, 1, translator, generator, mode=mode, temperature=temperature, **options.sampling()
-    )
-    return [(r, score(r, tokenizer, options.answer)) for r in rollouts]
+    sampling = options.sampling(mode, temperature)
+    rollouts = rollout(model, tokenizer, tasks, 1, translator, generator, sampling)
+    return [(r, score(r, tokenizer, options.answer_format)) for r in rollouts]
 
 
 def values(outcomes: list[Outcome]) -> dict[str, np.ndarray]:
@@ -102,37 +100,6 @@ def compare(before: dict[str, list[Outcome]], after: dict[str, list[Outcome]]) -
     return report
 
 
-def compare_table(report: dict[str, dict], before: str, after: str) -> str:
-    """The report of `compare` as text: reward is accuracy x 100."""
-    head = f"{'':12}{'reward':^37}   {'tool rate':^14}   {'cost':^12}"
-    lines = [
-        head,
-        f"{'':12}{before:>8}{after:>8}  {'difference [95%]':<21}  {before:>7}{after:>7}  {before:>7}{after:>7}",
-    ]
-    for group, row in report.items():
-        a, t, c = (row[name] for name in MEASURES)
-        low, high = a["interval"]
-        difference = f"{100 * a['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-        lines.append(
-            f"{group:12}{100 * a['before']:8.1f}{100 * a['after']:8.1f}  {difference:<21}  "
-            f"{t['before']:7.2f}{t['after']:7.2f}  {c['before']:7.2f}{c['after']:7.2f}"
-        )
-    return "\n".join(lines)
-
-
-def table(reports: dict[str, dict[str, dict]], title: str) -> str:
-    """policy -> part -> summary, as text: a line for each part, three columns for each policy."""
-    names = [name[-22:] for name in reports]
-    lines = ["", f"{title:22}" + "".join(f"{name:^24}" for name in names)]
-    lines.append(f"{'':22}" + "".join(f"{'reward':>8}{'tool':>7}{'cost':>7}  " for _ in names))
-    for part in dict.fromkeys(part for report in reports.values() for part in report):
-        cells = [report[part] for report in reports.values()]
-        lines.append(
-            f"{part:22}" + "".join(f"{100 * c['accuracy']:8.1f}{c['tool_rate']:7.2f}{c['cost']:7.2f}  " for c in cells)
-        )
-    return "\n".join(lines)
-
-
 @dataclass(frozen=True)
 class EvalOptions(Options):
     """Options of eval.py."""
@@ -141,68 +108,48 @@ class EvalOptions(Options):
     mode: Literal["free", "forced", "forbidden"] = "free"  # calls as the policy likes, an inserted call first, none
     tiers: str = ""  # groups of languages, separated by commas (default: all there are)
     part: Literal["validation", "test"] = "test"  # which items
-    items: int = 500  # items rendered in each group
+    items: Count = 500  # items rendered in each group
     greedy: bool = False  # take the likeliest token instead of sampling at temperature 1
     by_language: bool = False  # also a table by language
-    seed: int = 0  # of the uniform numbers
+    seed: Whole = 0  # of the uniform numbers
     json: str = ""  # write all figures to this file
     plot: str = ""  # draw accuracy over cost into this file
     show: str = ""  # print the rollouts of this file and stop
-    limit: int = 20  # how many rollouts to show, the last ones
+    limit: Count = 20  # how many rollouts to show, the last ones
 
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(EvalOptions, __doc__, argv)
     with clear_errors():
         if options.show:
-            show(options.show, options.limit)
+            viewer.show(options.show, options.limit)
             return
         require(bool(options.policy), "name at least one --policy, or a file to --show")
-        require(
-            not options.plot or importlib.util.find_spec("matplotlib") is not None,
-            "--plot needs matplotlib: pip install matplotlib",
-        )
-        for path in filter(None, (options.json, options.plot)):
-            require(Path(path).parent.is_dir(), f"{path}: there is no directory {Path(path).parent}")
+        viewer.check_outputs(options.json, options.plot)
         groups = evaluation_tasks(options, options.part, options.items)
         wanted = options.tiers.split(",") if options.tiers else list(groups)
         require(set(wanted) <= set(groups), f"--tiers {options.tiers}: there are {', '.join(groups)}")
         policies = {name: load_policy(name, options.device, getattr(torch, options.dtype)) for name in options.policy}
         translator = open_translator(options)
-    outcomes = {}
-    for name, (model, tokenizer) in policies.items():
-        temperature = 0.0 if options.greedy else 1.0
-        outcomes[name] = {
-            group: evaluate(
-                model, tokenizer, groups[group], translator, options, options.mode, temperature, options.seed
-            )
-            for group in wanted
-        }
-    items = "/".join(str(n) for n in dict.fromkeys(len(o) for o in next(iter(outcomes.values())).values()))
-    print(
-        f"{items} {options.part} items a group, mode {options.mode}, "
-        f"{'greedy' if options.greedy else 'sampled at temperature 1'}, seed {options.seed}"
-    )
+    temperature = 0.0 if options.greedy else 1.0
+    outcomes = {}  # policy -> group -> outcomes
+    for name, policy in policies.items():
+        for group in wanted:
+            found = evaluate(*policy, groups[group], translator, options, options.mode, temperature, options.seed)
+            outcomes.setdefault(name, {})[group] = found
     everything = {name: [o for group in by_group.values() for o in group] for name, by_group in outcomes.items()}
-    for name, found in everything.items():
-        if failed := summary(found)["tool_error_rate"]:
-            print(f"{name}: the translator failed in {failed:.1%} of the rollouts; they count as they were answered")
     cuts = {"group": {name: {g: summary(o) for g, o in by_group.items()} for name, by_group in outcomes.items()}}
     for cut in ("domain", "language"):
         cuts[cut] = {name: breakdown(o, lambda task, cut=cut: getattr(task, cut)) for name, o in everything.items()}
-    for cut, reports in cuts.items():
-        if cut != "language" or options.by_language:
-            print(table(reports, f"by {cut}"))
     first, *others = options.policy
     differences = {name: compare(outcomes[first], outcomes[name]) for name in others}
-    for name, report in differences.items():
-        print(f"\n{name} against {first}\n{compare_table(report, 'first', 'other')}")
+    viewer.print_evaluation(options, cuts, first, differences)
     if options.json:
-        more = {"translator": translator.meters} if hasattr(translator, "meters") else {}
-        write_json(Path(options.json), {"options": {**vars(options)}, **cuts, "differences": differences, **more})
+        meters = {"translator": translator.meters} if hasattr(translator, "meters") else {}
+        write_json(Path(options.json), {"options": {**vars(options)}, **cuts, "differences": differences, **meters})
     if options.plot:
         with clear_errors():
-            plot(cuts["group"], options.plot)
+            viewer.plot(cuts["group"], options.plot)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """[7] Confidence-gated GSPO: the algorithm, as pure functions from values to values.
 
-    correct, used_tool -> confidence -> gate -> shaped_reward -> group_advantages -> gspo_loss
+    correct, used_tool -> confidence -> gate -> charge -> shaped_reward -> group_advantages -> gspo_loss
 
 For each prompt a group of G rollouts is sampled. A translation costs something only where the model is confident, that
 is, where it does well by itself: saving money must not suppress a call that is needed. What follows is group sequence
@@ -12,14 +12,14 @@ To try another reading of the paper, change a line here: no function knows about
 
 Left out: a KL term against a reference model, a value function, and anything that drops or re-weighs groups.
 
-Shapes: P prompts, G rollouts a group, E extra probe rollouts, B rows, T time.
+Shapes: P prompts, G rollouts per group, E extra probe rollouts, B rows, T time.
 """
 
 import torch
 from torch import Tensor
 
 ESTIMATORS = ("native", "group", "probe")
-GATES = (*ESTIMATORS, "always", "never")
+GATES = ("threshold", "always", "never")
 PENALTIES = ("multiply", "subtract")
 SCALES = ("group", "batch", "none")
 RATIOS = ("sequence", "token")
@@ -51,30 +51,41 @@ def confidence(
 
 
 def gate(kappa: Tensor, rule: str, threshold: float) -> Tensor:
-    """Where a call is charged, [P] -> [P]: g(x) = 1[kappa(x) >= tau]; everywhere ("always"); nowhere ("never")."""
+    """Where a call is charged, [P] -> [P]: 1 = here, 0 = not.
+
+    threshold: g(x) = 1[kappa(x) >= tau]      where the model is confident
+    always:    g(x) = 1                       everywhere: the plain cost of the literature
+    never:     g(x) = 0                       nowhere: the unconstrained policy
+    """
     _one_of("gate", rule, GATES)
-    if rule in ("always", "never"):
-        return torch.full_like(kappa, float(rule == "always"))
-    return (kappa >= threshold).to(kappa.dtype)
+    if rule == "threshold":
+        return (kappa >= threshold).to(kappa.dtype)
+    return torch.full_like(kappa, float(rule == "always"))
 
 
-def shaped_reward(
-    correct: Tensor, cost: Tensor, gate: Tensor, cost_weight: float | Tensor, penalty: str = "multiply"
-) -> Tensor:
-    """What is optimised: correctness less the price of the calls, where the gate g is open.
+def charge(cost: Tensor, gates: Tensor, cost_weight: float | Tensor) -> Tensor:
+    """What the calls of each rollout are charged: h_i = lambda k_i g(x).
 
-        multiply: r_i = c_i (1 - min(lambda k_i g, MAX_CHARGE))     a wrong answer is not charged
-        subtract: r_i = c_i - lambda k_i g
+    cost k [P, G], gates g [P], cost_weight (lambda) a number or [P]. Returns h [P, G], in units of a right answer.
+    """
+    cost = _float(cost)
+    weight = torch.as_tensor(cost_weight, dtype=cost.dtype, device=cost.device).reshape(-1, 1)
+    return weight * cost * gates[:, None]  # [P, G]
 
-    correct and cost [P, G], gate [P], cost_weight (lambda) a number or [P]. Returns r [P, G].
+
+def shaped_reward(reward: Tensor, charges: Tensor, penalty: str = "multiply") -> Tensor:
+    """What is optimised: the reward c less the charge h.
+
+        multiply: r_i = c_i (1 - min(h_i, MAX_CHARGE))     a wrong answer is not charged
+        subtract: r_i = c_i - h_i
+
+    reward and charges [P, G]. Returns r [P, G].
     """
     _one_of("penalty", penalty, PENALTIES)
-    correct = _float(correct)
-    weight = torch.as_tensor(cost_weight, dtype=correct.dtype, device=correct.device).reshape(-1, 1)
-    charge = weight * cost * gate[:, None]  # [P, G]
+    reward = _float(reward)
     if penalty == "subtract":
-        return correct - charge
-    return correct * (1 - charge.clamp(max=MAX_CHARGE))
+        return reward - charges
+    return reward * (1 - charges.clamp(max=MAX_CHARGE))
 
 
 def group_advantages(reward: Tensor, scale: str = "group", valid: Tensor | None = None) -> Tensor:
@@ -84,8 +95,15 @@ def group_advantages(reward: Tensor, scale: str = "group", valid: Tensor | None 
     A group whose rewards are all equal gets exactly 0, decided by comparing rewards and not by a small standard
     deviation. Rollouts that are not `valid` [P, G] get 0 and count in no mean.
 
-    Note what "group" does: with seven right answers without the tool and one with it, the advantages are +0.378 and
-    -2.646 whatever lambda is. There lambda acts only through groups that also hold wrong answers.
+    Note what "group" does: with seven right answers without the tool and one with it, lambda cancels. It acts only
+    through groups that also hold wrong answers.
+
+    >>> for cost_weight in (0.1, 0.8):
+    ...     h = charge(torch.tensor([[0.0] * 7 + [1.0]]), torch.ones(1), cost_weight)
+    ...     A = group_advantages(shaped_reward(torch.ones(1, 8), h))[0]
+    ...     print(f"{A[0]:+.3f} without the call, {A[7]:+.3f} with it")
+    +0.378 without the call, -2.646 with it
+    +0.378 without the call, -2.646 with it
     """
     _one_of("advantage scale", scale, SCALES)
     reward = _float(reward)
@@ -140,8 +158,16 @@ def gspo_loss(
     `ratio_max`, `clip_fraction` (share of sampled tokens whose gradient is clipped away) and `approx_kl` (mean of
     s - 1 - log s over tokens, Schulman's k3).
 
-    Note what the 1/|y_i| in log s_i does: the token that decides to call weighs 1/25 in a rollout that calls and 1/2 in
-    one that answers at once, so calls are unlearned faster than learned. With "token" each token weighs 1 in both.
+    Note what the 1/|y_i| in log s_i does: the token that decides weighs 1/25 in a rollout of 25 tokens that calls and
+    1/2 in one of two that answers at once: calls are unlearned faster than learned. With "token" it weighs 1 in both.
+
+    >>> sampled = torch.arange(25) < torch.tensor([[25], [2]])
+    >>> for ratio in RATIOS:
+    ...     logps = torch.zeros(2, 25, requires_grad=True)
+    ...     gspo_loss(logps, logps.detach(), sampled, torch.ones(2), 0.2, 0.2, ratio)[0].backward()
+    ...     print(ratio, (-2 * logps.grad[:, 0]).tolist())  # -2: a mean over two rows is minimised
+    sequence [0.03999999910593033, 0.5]
+    token [1.0, 1.0]
     """
     sampled = sampled.bool()
     log_s = log_ratio(logps, old_logps, sampled, ratio)

@@ -1,8 +1,11 @@
-"""[6] Log-probs and entropies of chosen tokens, straight from hidden states.
+"""[6] Log-probs and entropies of what was sampled: rows packed end to end, and the head one chunk at a time.
 
-The logits of a training batch are its largest tensor: 16,384 tokens of Qwen3 are 10 GB of them in fp32, and plain
-autograd keeps several copies. Here they exist one chunk of rows at a time, in the forward and again in the backward,
-which recomputes them. Kept between the two are the inputs and two numbers per row.
+    rollouts -> pack -> model -> hidden states of sampled tokens -> token_logps -> [B, T]
+
+Two things make a training batch large, and neither is kept. Eight rollouts share one prompt: it is run once, and
+nothing is padded outside of attention (`pack`). And the logits are the largest tensor of all: 16,384 tokens of Qwen3
+are 10 GB of them in fp32, and plain autograd keeps several copies. Here they exist one chunk of rows at a time, in the
+forward and again in the backward, which recomputes them. Kept between the two are the inputs and two numbers per row.
 
     forward    a chunk of logits [n, V] -> log-prob, entropy, and the maximum and log-sum that rebuild its softmax
     backward   the same chunk again, overwritten by its own gradient; two matmuls carry that to hidden and head_weight
@@ -12,6 +15,8 @@ where Triton does not exist.
 
 Left out: biases, logit soft-capping, a vocabulary split over devices, second derivatives. Which tokens carry loss is
 decided in gspo.py.
+
+Shapes: P prompts, B rows, T time, S keys, N tokens, n tokens of a chunk, C channels, V vocabulary.
 """
 
 import math
@@ -38,7 +43,83 @@ VOCAB_BLOCK = 4096  # logits that one kernel program holds at a time
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def token_logps(hidden, head_weight, targets, temperature=1.0, valid_vocab=None):
+def policy_logps(
+    model: Qwen3, rollouts: list[Rollout], temperature: float, valid_vocab: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The model's log-probs of what it sampled: (logps, entropies, sampled), each [B, T] over the ids after the prompt.
+
+    Entries that were not sampled are 0. A prompt is run once for all rollouts that share it. Hidden states are computed
+    for all tokens, the head only for sampled ones.
+    """
+    device = model.embed_tokens.weight.device
+    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(r.prompt_ids for r in rollouts))}
+    P, prompts = len(number), [number[r.prompt_ids] for r in rollouts]
+    ids, packed = pack([*number, *(r.ids for r in rollouts)], [None] * P + prompts, device)
+    B, T = len(rollouts), max(len(r.ids) for r in rollouts)
+    sampled = torch.tensor([[*r.sampled, *[False] * (T - len(r.ids))] for r in rollouts], device=device)  # [B, T]
+    ends = torch.tensor([len(prompt) for prompt in number], device=device).cumsum(0) - 1  # [P] last tokens of prompts
+    own = packed.row_tokens[P:, :T]  # [B, T] which of the N tokens
+    # A token is predicted by the state of the one before it: the first of a row by its prompt's last.
+    predicting = torch.cat([ends[prompts][:, None], own[:, :-1]], 1)  # [B, T]
+    place = sampled.nonzero(as_tuple=True)  # (row, t) of each sampled token
+    hidden = model(ids, packed=packed)[0, predicting[place]]
+    logps, entropy = token_logps(hidden, model.lm_head.weight, ids[0, own[place]], temperature, valid_vocab)
+    return logps.new_zeros(B, T).index_put(place, logps), entropy.new_zeros(B, T).index_put(place, entropy), sampled
+
+
+def pack(rows: list[Sequence[int]], prompts: list[int | None], device) -> tuple[Tensor, Packed]:
+    """The ids [1, N] of these rows laid end to end, and how they hang together: row b continues row prompts[b].
+
+    A prompt 7 8 9, and two answers to it, 1 2 and 3:
+
+    >>> ids, packed = pack([[7, 8, 9], [1, 2], [3]], [None, 0, 0], "cpu")
+    >>> ids.tolist(), packed.positions.tolist()  # an answer's positions go on behind the prompt's
+    ([[7, 8, 9, 1, 2, 3]], [[0, 1, 2, 3, 4, 3]])
+    >>> packed.row_tokens.tolist()  # which of the six tokens each row holds; 0 also fills up
+    [[0, 1, 2], [3, 4, 0], [5, 0, 0]]
+    >>> packed.key_tokens.tolist()  # what a row may see: three places for its prompt, then itself
+    [[0, 0, 0, 0, 1, 2], [0, 1, 2, 3, 4, 0], [0, 1, 2, 5, 0, 0]]
+    >>> packed.visible[1, 0].int().tolist()  # and what tokens 1 and 2 do see of it, and the filling
+    [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]]
+    >>> packed.places.tolist()  # where in row_tokens the six tokens are
+    [0, 1, 2, 3, 4, 6]
+    """
+    lengths = torch.tensor([len(row) for row in rows], device=device)  # [B]
+    shared = torch.tensor([0 if p is None else len(rows[p]) for p in prompts], device=device)  # [B] prompt lengths
+    starts = lengths.cumsum(0) - lengths
+    prompt_starts = starts[torch.tensor([p or 0 for p in prompts], device=device)]
+    before, own = (torch.arange(int(most), device=device) for most in (shared.max(), lengths.max()))
+    is_before, is_own = before < shared[:, None], own < lengths[:, None]  # [B, S - T], [B, T]
+    row_tokens = (starts[:, None] + own) * is_own
+    key_tokens = torch.cat([(prompt_starts[:, None] + before) * is_before, row_tokens], 1)
+    B, T = row_tokens.shape
+    visible = torch.cat([is_before[:, None].expand(B, T, -1), (own <= own[:, None]).expand(B, T, T)], 2)[:, None]
+    positions = (shared[:, None] + own)[is_own][None]
+    ids = torch.tensor([[token for row in rows for token in row]], device=device)
+    return ids, Packed(positions, row_tokens, key_tokens, visible, places=is_own.flatten().nonzero()[:, 0])
+
+
+def plan(groups: list[int], lengths: list[int], budget: int) -> list[list[int]]:
+    """Split rows into micro-batches of at most `budget` padded tokens: like beside like, a group's rows together.
+    The prompt of a group that lies across a boundary is run twice.
+
+    Row i is one of groups[i], whose rows share a prompt, and has lengths[i] tokens, the prompt's included.
+    """
+    longest = {}
+    for group, length in zip(groups, lengths, strict=True):
+        longest[group] = max(length, longest.get(group, 0))
+    batches = []
+    for i in sorted(range(len(lengths)), key=lambda i: (longest[groups[i]], groups[i])):
+        if batches and (len(batches[-1]) + 1) * longest[groups[i]] <= budget:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def token_logps(
+    hidden: Tensor, head_weight: Tensor, targets: Tensor, temperature: float = 1.0, valid_vocab: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Log-probs of chosen tokens, and the entropies of the distributions they were chosen from.
 
         z = hidden @ head_weight.T / temperature            over ids below valid_vocab; the others have probability 0
@@ -47,51 +128,38 @@ def token_logps(hidden, head_weight, targets, temperature=1.0, valid_vocab=None)
 
     hidden [N, C] and head_weight [V, C] are floating point, targets [N] int64 or int32. Both results are [N], in nats,
     fp32 (float64 if hidden is). logps can be differentiated, once, by hidden and head_weight; entropy is a detached
-    metric, no gradient flows through it.
+    metric. The logits have hidden's dtype, whatever autocast says; sums over the vocabulary are fp32.
 
-    Precision: the logits have hidden's dtype, whatever autocast says, and head_weight is cast to it; sums over the
-    vocabulary are fp32. Against float64 on the same inputs, with e the largest error of a logit, logps is within
-    2 e / temperature + 1e-6 (1 + |logps|) and entropy, to first order in e, within 2 entropy e / temperature + 1e-5.
-    A logit x is rounded by up to 2^-24 |x| in fp32, but 2^-8 |x| in bf16, 0.06 near 20; hidden.float() avoids that.
+    The same inputs give the same bits again. Another N gives other chunks, hence matmuls of other shapes, which round
+    differently: old and new log-probs need the same micro-batches.
 
-    Determinism: no atomics, a fixed order of summation; the same inputs give the same bits again. Another N gives other
-    chunks, hence matmuls of other shapes, which round differently. Old and new log-probs need the same micro-batches.
-
-    Raises ValueError on shapes, dtypes or devices that do not fit, a temperature that is not positive and finite, a
-    valid_vocab outside [1, V], and a target outside [0, valid_vocab).
+    Raises ValueError on inputs that do not fit each other, and on a target that is no id below valid_vocab.
     """
-    _check_inputs(hidden, head_weight, targets, temperature)
     V = head_weight.shape[0]
     valid_vocab = V if valid_vocab is None else valid_vocab
-    _check_vocabulary(targets, valid_vocab, V)
+    _check(hidden, head_weight, targets, temperature, valid_vocab)
     chunk_rows = max(1, CHUNK_BYTES // (V * hidden.element_size()))
     targets = targets.long().contiguous()
     return _TokenLogps.apply(hidden, head_weight, targets, float(temperature), valid_vocab, chunk_rows)
 
 
-def _check_inputs(hidden, head_weight, targets, temperature):
-    if hidden.ndim != 2 or head_weight.ndim != 2 or hidden.shape[1] != head_weight.shape[1]:
-        shapes = f"{list(hidden.shape)} and {list(head_weight.shape)}"
-        raise ValueError(f"hidden must be [N, C] and head_weight [V, C] with the same C, got {shapes}")
-    if not (hidden.is_floating_point() and head_weight.is_floating_point()):
-        raise ValueError(f"hidden and head_weight must be floating point, got {hidden.dtype} and {head_weight.dtype}")
-    if targets.shape != hidden.shape[:1] or targets.dtype not in (torch.int64, torch.int32):
-        wanted = f"int64 or int32 [{hidden.shape[0]}], one id per row of hidden"
-        raise ValueError(f"targets must be {wanted}, got {targets.dtype} {list(targets.shape)}")
+def _check(hidden, head_weight, targets, temperature, valid_vocab):
+    """A kernel that trusts wrong shapes or ids reads, and then writes, another row's memory."""
+    shapes = [list(tensor.shape) for tensor in (hidden, head_weight, targets)]
+    if hidden.ndim != 2 or head_weight.ndim != 2 or shapes[0][1] != shapes[1][1] or shapes[2] != shapes[0][:1]:
+        raise ValueError(f"hidden [N, C], head_weight [V, C] and targets [N] were expected, got {shapes}")
+    if not (hidden.is_floating_point() and head_weight.is_floating_point()) or targets.is_floating_point():
+        dtypes = f"{hidden.dtype}, {head_weight.dtype} and {targets.dtype}"
+        raise ValueError(f"hidden and head_weight must be floating point, targets integer, got {dtypes}")
     if not hidden.device == head_weight.device == targets.device:
         devices = f"{hidden.device}, {head_weight.device} and {targets.device}"
         raise ValueError(f"hidden, head_weight and targets must be on one device, got {devices}")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be positive and finite, got {temperature}")
-
-
-def _check_vocabulary(targets, valid_vocab, V):
-    if not 1 <= valid_vocab <= V:
-        raise ValueError(f"valid_vocab must be in [1, {V}], up to the rows of head_weight, got {valid_vocab}")
+    if not (0 < temperature < math.inf and 1 <= valid_vocab <= len(head_weight)):
+        raise ValueError(
+            f"temperature must be positive, valid_vocab in [1, {len(head_weight)}], got {temperature}, {valid_vocab}"
+        )
     wrong = (targets < 0) | (targets >= valid_vocab)
-    # On a GPU this waits once for the work queued so far and leaves the queue empty for some microseconds, in a
-    # micro-batch of many milliseconds. Unchecked, a wrong id would read and then write another row's memory.
-    if wrong.any():
+    if wrong.any():  # on a GPU this waits for the work queued so far: microseconds, in a micro-batch of milliseconds
         position = int(wrong.nonzero()[0])
         raise ValueError(f"targets[{position}] is {int(targets[position])}, outside [0, {valid_vocab})")
 
@@ -267,59 +335,3 @@ if triton is not None:
         onehot = (ids == tl.load(targets_ptr + row)).to(tl.float32)
         gradient = tl.load(grad_logps_ptr + row) * (onehot - softmax) / temperature
         tl.store(logits_ptr, gradient.to(logits_ptr.dtype.element_ty), mask=ids < V)
-
-
-def plan(groups: list[int], lengths: list[int], budget: int) -> list[list[int]]:
-    """Split rows into micro-batches of at most `budget` padded tokens: like beside like, a group's rows together.
-    The prompt of a group that lies across a boundary is run twice.
-
-    Row i is one of groups[i], whose rows share a prompt, and has lengths[i] tokens, the prompt's included.
-    """
-    longest = {}
-    for group, length in zip(groups, lengths, strict=True):
-        longest[group] = max(length, longest.get(group, 0))
-    batches = []
-    for i in sorted(range(len(lengths)), key=lambda i: (longest[groups[i]], groups[i])):
-        if batches and (len(batches[-1]) + 1) * longest[groups[i]] <= budget:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
-
-
-def pack(rows: list[Sequence[int]], prompts: list[int | None], device) -> tuple[Tensor, Packed]:
-    """The ids [1, N] of these rows laid end to end, and how they hang together: row b continues row prompts[b]."""
-    lengths = torch.tensor([len(row) for row in rows], device=device)  # [B]
-    shared = torch.tensor([0 if p is None else len(rows[p]) for p in prompts], device=device)
-    starts = lengths.cumsum(0) - lengths
-    prompt_starts = starts[torch.tensor([p or 0 for p in prompts], device=device)]
-    before, own = (torch.arange(int(most), device=device) for most in (shared.max(), lengths.max()))
-    is_before, is_own = before < shared[:, None], own < lengths[:, None]  # [B, S - T], [B, T]
-    row_tokens = (starts[:, None] + own) * is_own
-    key_tokens = torch.cat([(prompt_starts[:, None] + before) * is_before, row_tokens], 1)
-    B, T = row_tokens.shape
-    visible = torch.cat([is_before[:, None].expand(B, T, -1), (own <= own[:, None]).expand(B, T, T)], 2)[:, None]
-    positions = (shared[:, None] + own)[is_own][None]
-    ids = torch.tensor([[token for row in rows for token in row]], device=device)
-    return ids, Packed(positions, row_tokens, key_tokens, visible, places=is_own.flatten().nonzero()[:, 0])
-
-
-def policy_logps(model: Qwen3, rollouts: list[Rollout], temperature: float, valid_vocab: int):
-    """The model's log-probs of what it sampled: (logps, entropies, sampled), each [B, T] over the ids after the prompt.
-
-    Entries that were not sampled are 0. A prompt is run once for all rollouts that share it, and nothing is padded
-    outside of attention. Hidden states are computed for all tokens, the head only for sampled ones.
-    """
-    device = model.embed_tokens.weight.device
-    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(r.prompt_ids for r in rollouts))}
-    P, prompts = len(number), [number[r.prompt_ids] for r in rollouts]
-    ids, packed = pack([*number, *(r.ids for r in rollouts)], [None] * P + prompts, device)
-    B, T = len(rollouts), max(len(r.ids) for r in rollouts)
-    sampled = torch.tensor([[*r.sampled, *[False] * (T - len(r.ids))] for r in rollouts], device=device)  # [B, T]
-    ends = torch.tensor([len(prompt) for prompt in number], device=device).cumsum(0) - 1  # [P]: of each prompt
-    own = packed.row_tokens[P:, :T]  # [B, T]: which of the N tokens
-    predicting = torch.cat([ends[prompts][:, None], own[:, :-1]], 1)  # [B, T]: the one before
-    place = sampled.nonzero(as_tuple=True)  # (row, t) of each sampled token
-    hidden = model(ids, packed=packed)[0, predicting[place]]
-    logps, entropy = token_logps(hidden, model.lm_head.weight, ids[0, own[place]], temperature, valid_vocab)
-    return logps.new_zeros(B, T).index_put(place, logps), entropy.new_zeros(B, T).index_put(place, entropy), sampled

@@ -22,18 +22,21 @@ from sampler import Rollout
 class Score:
     """What a rollout achieved, in parts."""
 
-    correct: int  # 1 or 0
+    correct: int  # verified: 1 or 0
+    reward: float  # what is optimised, before any charge: `correct`, unless a fork says otherwise
     answer: str | None  # as extracted; None if there was none to extract
     format_ok: bool  # the rollout ended by itself, with an answer in the form asked for
     cost: float  # of all its calls; 1 = one call on a mean training question
     used_tool: bool  # ended a turn with a call, malformed or failed ones included; not: was cut off within one
 
 
-def score(rollout: Rollout, tokenizer: Tokenizer, answer: str = "plain") -> Score:
-    """The score of a rollout; `answer` is "plain" (the whole final turn) or "boxed" (the last \\boxed{} in it)."""
-    found = extract(final_turn(rollout, tokenizer), answer) if rollout.stop == "end" else None
+def score(rollout: Rollout, tokenizer: Tokenizer, answer_format: str = "plain") -> Score:
+    """The score of a rollout; `answer_format`: "plain" (the whole final turn) or "boxed" (the last \\boxed{} in it)."""
+    found = extract(final_turn(rollout, tokenizer), answer_format) if rollout.stop == "end" else None
+    correct = int(found is not None and verify(found, rollout.task.answer))
     return Score(
-        correct=int(found is not None and verify(found, rollout.task.answer)),
+        correct=correct,
+        reward=float(correct),
         answer=found,
         format_ok=found is not None,
         cost=math.fsum(call.cost for call in rollout.calls),  # exact: no last bit by the order of the calls
@@ -52,12 +55,12 @@ def final_turn(rollout: Rollout, tokenizer: Tokenizer) -> str:
     return tokenizer.decode(ids[:-1])
 
 
-def extract(text: str, answer: str = "plain") -> str | None:
-    """The answer in a final turn, or None. Raises ValueError for an unknown kind of answer."""
-    if answer == "plain":
+def extract(text: str, answer_format: str = "plain") -> str | None:
+    """The answer in a final turn, or None. Raises ValueError for an unknown form of answers."""
+    if answer_format == "plain":
         return None if CALL.text in text else text.strip() or None
-    if answer != "boxed":
-        raise ValueError(f"answer is {answer!r}, allowed: plain, boxed")
+    if answer_format != "boxed":
+        raise ValueError(f"answer_format is {answer_format!r}, allowed: plain, boxed")
     start = text.rfind(r"\boxed{")
     depth, begin = 1, start + len(r"\boxed{")
     for i in range(begin, len(text)) if start >= 0 else ():

@@ -7,8 +7,7 @@ English, {"text": "…"} only that passage. Nothing here raises because of what 
 answered with a short error that the model can read, is counted, and costs what the cheapest call costs. Costs are
 computed here and nowhere else.
 
-Left out: the engines themselves, and other tools. (The schema that a system turn shows is part of the chat format, and
-stands in `data.py`.)
+Left out: the engines themselves (`translation/`), and other tools (docs/forking.md adds one).
 """
 
 import json
@@ -16,7 +15,24 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-from data import CALL, END_CALL, END_THINK, THINK, Task, Tokenizer, is_text, user_message
+from data import CALL, END_CALL, END_THINK, IM_END, THINK, Task, Tokenizer, encode_tool_turn, user_message
+from harness.jsonl import is_text
+
+CUT = " …[cut]"  # stands where a result was cut to fit into what is left of the row
+
+# What a system turn may tell the model about the tool, in the form that Qwen3's template shows.
+SCHEMA = {
+    "type": "function",
+    "function": {
+        "name": "translate",
+        "description": "Translate text into English. Without arguments, translates the whole user message.",
+        "parameters": {
+            "type": "object",
+            "properties": {"text": {"type": "string", "description": "Only this passage, instead of the message."}},
+            "required": [],
+        },
+    },
+}
 
 
 class Translator(Protocol):
@@ -110,6 +126,12 @@ def calls_in(turn_ids: list[int], tokenizer: Tokenizer) -> list[ToolCall | CallE
     return calls if opened is None else [*calls, CallError("error: the call is not closed")]
 
 
+def encode_call(tokenizer: Tokenizer) -> list[int]:
+    """An assistant turn that calls the tool on the whole message, `<|im_end|>` included, in the canonical JSON."""
+    call = json.dumps({"name": "translate", "arguments": {}})
+    return tokenizer.encode([CALL, f"\n{call}\n", END_CALL, IM_END])
+
+
 def run_call(call: ToolCall | CallError, task: Task, translator: Translator, prices: Prices, allowed: bool) -> Call:
     """Run one call and meter it. `allowed` is false for calls beyond the limit. An engine's failure costs nothing."""
     if isinstance(call, CallError):
@@ -126,3 +148,19 @@ def run_call(call: ToolCall | CallError, task: Task, translator: Translator, pri
     except TranslationError as failure:
         result, cost, error = f"error: the translation failed ({failure})", 0.0, "engine"
     return Call(text, result, cost, error, time.perf_counter() - start)
+
+
+def fit_results(results: list[str], tokenizer: Tokenizer, room: int, think: bool) -> list[int] | None:
+    """The tool turn's ids, the longest result cut and marked so until the turn fits into `room`; None if it cannot."""
+    results = list(results)
+    turn = encode_tool_turn(results, tokenizer, think)
+    while len(turn) > room:
+        longest = max(range(len(results)), key=lambda i: len(results[i]))
+        kept = tokenizer.encode_text(results[longest].removesuffix(CUT))
+        if not kept:
+            return None
+        surplus = len(turn) - room + (0 if results[longest].endswith(CUT) else len(tokenizer.encode_text(CUT)))
+        # rstrip: half of a character decodes to U+FFFD, which is longer encoded than the bytes cut, and would never fit
+        results[longest] = tokenizer.decode(kept[: max(0, len(kept) - surplus)]).rstrip("\ufffd") + CUT
+        turn = encode_tool_turn(results, tokenizer, think)
+    return turn

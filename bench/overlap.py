@@ -47,16 +47,8 @@ def main() -> None:
                 continue  # rows x latency seconds: once is enough
             generator, engine = torch.Generator().manual_seed(0), Slow(LexiconTranslator(), latency)
             start = time.perf_counter()
-            rollouts = rollout(
-                model,
-                tokenizer,
-                questions,
-                1,
-                engine,
-                generator,
-                mode="forced",
-                **Options().sampling() | {"workers": workers},
-            )
+            sampling = Options(workers=workers).sampling("forced")
+            rollouts = rollout(model, tokenizer, questions, 1, engine, generator, sampling)
             if repeat:
                 seconds[latency, workers].append(time.perf_counter() - start)
             answers[latency, workers] = [r.ids for r in rollouts]

@@ -46,9 +46,7 @@ def main() -> None:
     half = args.prompts // 2  # half of the rows call: long beside short
     rollouts = []
     for part, mode in ((questions[:half], "free"), (questions[half:], "forced")):
-        rollouts += rollout(
-            model, tokenizer, part, 8, LexiconTranslator(), generator, mode=mode, **Options().sampling()
-        )
+        rollouts += rollout(model, tokenizer, part, 8, LexiconTranslator(), generator, Options().sampling(mode))
     seconds, found = {padded_logps: [], shared_logps: []}, {}
     for repeat in range(args.repeats + 1):  # the first round warms up
         for form, times in seconds.items():

@@ -13,7 +13,7 @@ Shapes: B rows, T time, S cache slots, C channels, H heads, K key/value heads, D
 import json
 from dataclasses import asdict, dataclass
 
-from data import Task, load_tokenizer
+from data import Task, encode_prompt, load_tokenizer
 from harness.rundir import policy_directory
 from harness.tasks import training_tasks
 from logprob import CHUNK_BYTES
@@ -159,7 +159,7 @@ def describe(parts: dict[str, int]) -> str:
 
 def introduction(config, task: Task, tokenizer) -> str:
     """The resolved configuration, and the first prompt as the policy will see it."""
-    prompt = tokenizer.decode(config.chat.prompt(task, tokenizer))
+    prompt = tokenizer.decode(encode_prompt(task, tokenizer, config.chat))
     return f"{json.dumps(asdict(config), indent=2)}\nfirst prompt:\n{prompt}"
 
 
@@ -171,7 +171,7 @@ def dry_run(config) -> str:
     base = policy_directory(config.model)
     tokenizer, shape = load_tokenizer(base), read_config(base)
     draw_tasks = training_tasks(config, config.tiers, config.seed)
-    longest = max(len(config.chat.prompt(task, tokenizer)) for task in draw_tasks(0, config.prompts))
+    longest = max(len(encode_prompt(task, tokenizer, config.chat)) for task in draw_tasks(0, config.prompts))
     count = config.prompts * config.group_size
     lines, batch = [], Batch.largest(config.micro_tokens, config.group_size, longest, config.max_new_tokens)
     for ranks in (1, 8):

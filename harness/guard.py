@@ -1,11 +1,17 @@
-"""What must not be trained on: tasks of evaluation data, whatever they are called and however they are typeset.
+"""What a run is kept from: evaluation data among its tasks, an engine that fails all the time, an unsaved end.
 
-training tasks, --evaluation-data -> guard -> silence, a count, or an error
+    training tasks, --evaluation-data -> guard -> silence, a count, or an error
+    rollouts -> stop_at_outage -> ToolOutage;  Ctrl-C -> interrupts -> the step ends, and is saved
+
+A task of evaluation data is found whatever it is called and however it is typeset.
 """
 
+import contextlib
+import signal
 import unicodedata
 
-from data import Task, read_rows
+from data import Task
+from harness.jsonl import read_rows
 from sampler import Rollout
 
 # Forms of the same character that copies of a text differ in. NFKC does the no-break spaces.
@@ -66,10 +72,20 @@ class ToolOutage(Exception):
     """The engine failed in so many rollouts of a step that the policy would learn that the tool is useless."""
 
 
-def failure_rate(rollouts: list[Rollout], max_tool_errors: float) -> float:
-    """The share of the rollouts whose translator failed. ToolOutage if it is above --max-tool-errors."""
+def stop_at_outage(rollouts: list[Rollout], max_tool_errors: float) -> None:
+    """ToolOutage if the translator failed in more than this share of the rollouts (--max-tool-errors)."""
     failed = sum(r.engine_failed for r in rollouts) / len(rollouts)
     if failed > max_tool_errors:
         message = next(call.result for r in rollouts for call in r.calls if call.error == "engine")
         raise ToolOutage(f"the translator failed in {failed:.0%} of the rollouts ({message})")
-    return failed
+
+
+@contextlib.contextmanager
+def interrupts():
+    """A list that a Ctrl-C adds to, so that a step can finish and be saved; the second one is not caught."""
+    asked = []
+    signal.signal(signal.SIGINT, lambda *_: (asked.append(1), signal.signal(signal.SIGINT, signal.SIG_DFL)))
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -6,10 +6,110 @@ docs/manual.md explains every name.
 from dataclasses import asdict
 
 import torch
+from torch import Tensor
 
 from data import Task
+from harness import distributed
 from reward import Score
 from sampler import Rollout
+
+
+def step_metrics(
+    tasks: list[Task],
+    rollouts: list[Rollout],
+    scores: list[Score],
+    kappa: Tensor,
+    gates: Tensor,
+    shaped: Tensor,
+    advantages: Tensor,
+) -> dict:
+    """The measures of a training step over all its rollouts, and by tier and by domain.
+
+    accuracy, tool_rate and cost are means over rollouts, gate_rate, confidence and no_evidence_rate over groups.
+    kappa and gates [P], shaped rewards and advantages [P, G]; rollouts and scores group after group.
+    """
+    G = advantages.shape[1]
+    groups = [range(first, first + G) for first in range(0, len(scores), G)]
+    tool_free = [[not (scores[i].used_tool or rollouts[i].engine_failed) for i in group] for group in groups]
+
+    def measure(members: list[int]) -> dict:
+        rows = [scores[i] for p in members for i in groups[p]]
+        return {
+            "accuracy": mean(s.correct for s in rows),
+            "tool_rate": mean(s.used_tool for s in rows),
+            "cost": mean(s.cost for s in rows),
+            "gate_rate": mean(gates[p] for p in members),
+            "confidence": mean(kappa[p] for p in members),
+            "no_evidence_rate": mean(not any(tool_free[p]) for p in members),
+        }
+
+    out = measure(list(range(len(tasks))))
+    for cut in ("tier", "domain"):
+        names = sorted({getattr(task, cut) for task in tasks})
+        out[cut] = {name: measure([p for p, task in enumerate(tasks) if getattr(task, cut) == name]) for name in names}
+    right = torch.tensor([[scores[i].correct for i in group] for group in groups])
+    silent = (advantages == 0).all(-1)  # groups that teach nothing
+    return out | {
+        "reward": float(shaped.mean()),
+        "all_right_rate": float((silent & (right == 1).all(-1)).float().mean()),
+        "all_wrong_rate": float((silent & (right == 0).all(-1)).float().mean()),
+        "unanswered": sum(not s.format_ok for s in scores) / len(scores),
+        "malformed_calls": sum(call.error == "malformed" for r in rollouts for call in r.calls),
+        "tool_error_rate": sum(r.engine_failed for r in rollouts) / len(rollouts),
+        "tokens": sum(len(r.ids) for r in rollouts) / len(rollouts),
+    }
+
+
+class UpdateLog:
+    """What is recorded of an update while it runs. It takes values and changes none."""
+
+    def __init__(self, rollouts: list[Rollout]):
+        self._rollouts, self._records, self._norms = rollouts, [], []
+
+    def micro_batch(self, batch: list[int], share: float, loss, metrics: dict, logps, entropies, sampled) -> None:
+        """A micro-batch of these rollouts, `share` of its minibatch; one without weight leaves no record."""
+        if not share:
+            return
+        record = {name: float(value) for name, value in metrics.items()}
+        record |= {"loss": loss.item() * share, "tokens": int(sampled.sum()), "mismatch": None}
+        record["entropy"] = float(entropies.sum() / sampled.sum())
+        if not self._norms:  # same weights as the sampler had: what remains is the two computations' difference
+            theirs = [torch.tensor(self._rollouts[i].logps, device=logps.device) for i in batch]
+            theirs = torch.nn.utils.rnn.pad_sequence(theirs, batch_first=True)  # [B, T]
+            record["mismatch"] = (logps.detach() - theirs)[sampled].abs().cpu()
+        self._records.append(record)
+
+    def step(self, norm: float) -> None:
+        """An optimizer step, and the norm of its gradient before clipping."""
+        self._norms.append(norm)
+
+    def metrics(self) -> dict:
+        """Means over all ranks: ratios, clipping and entropy over sampled tokens, the loss over optimizer steps."""
+        if not self._norms:
+            return {"updates": 0}
+        records, steps = distributed.gather(self._records), len(self._norms)
+        tokens = [record["tokens"] for record in records]
+
+        def over_tokens(name: str) -> float:
+            return sum(record[name] * n for record, n in zip(records, tokens, strict=True)) / sum(tokens)
+
+        mismatch = torch.cat([record["mismatch"] for record in records if record["mismatch"] is not None])
+        return {
+            "updates": steps,
+            "loss": sum(record["loss"] for record in records) / steps,
+            "ratio_max": max(record["ratio_max"] for record in records),
+            **{name: over_tokens(name) for name in ("ratio_mean", "clip_fraction", "approx_kl", "entropy")},
+            "grad_norm": sum(self._norms) / steps,
+            "sampler_mismatch": float(mismatch.mean()),
+            "sampler_mismatch_max": float(mismatch.max()),
+        }
+
+
+def logged_rows(rollouts: list[Rollout], scores: list[Score], advantages: Tensor, step: int, count: int) -> list[dict]:
+    """`count` rollouts of a step, evenly spread, as rows for rollouts.jsonl."""
+    every = max(1, len(rollouts) // max(1, count))
+    kept = list(range(0, len(rollouts), every))[:count]
+    return [rollout_row(rollouts[i], scores[i], step, float(advantages[i])) for i in kept]
 
 
 def rollout_row(rollout: Rollout, score: Score, step: int, advantage: float) -> dict:
@@ -28,53 +128,7 @@ def rollout_row(rollout: Rollout, score: Score, step: int, advantage: float) -> 
     }
 
 
-def step_metrics(tasks: list[Task], scores: list[Score], gates, kappa, no_evidence, group_size: int) -> dict:
-    """The measures of a training step over all its rollouts, and by tier and by domain.
-
-    accuracy, tool_rate and cost are means over rollouts, gate_rate, confidence and no_evidence_rate over groups.
-    """
-
-    def measure(members: list[int]) -> dict:
-        rows = [scores[p * group_size + g] for p in members for g in range(group_size)]
-        return {
-            "accuracy": _mean(s.correct for s in rows),
-            "tool_rate": _mean(s.used_tool for s in rows),
-            "cost": _mean(s.cost for s in rows),
-            "gate_rate": _mean(gates[p] for p in members),
-            "confidence": _mean(kappa[p] for p in members),
-            "no_evidence_rate": _mean(no_evidence[p] for p in members),
-        }
-
-    out = measure(list(range(len(tasks))))
-    for cut in ("tier", "domain"):
-        names = sorted({getattr(task, cut) for task in tasks})
-        out[cut] = {name: measure([p for p, task in enumerate(tasks) if getattr(task, cut) == name]) for name in names}
-    return out
-
-
-def update_metrics(records: list[dict], norms: list[float]) -> dict:
-    """What to log about an update, from its micro-batches and the gradient norms of its optimizer steps."""
-    if not norms:
-        return {"updates": 0}
-    tokens = [record["tokens"] for record in records]
-
-    def mean(name: str) -> float:
-        """Over the sampled tokens."""
-        return sum(record[name] * n for record, n in zip(records, tokens, strict=True)) / sum(tokens)
-
-    mismatch = torch.cat([record["mismatch"] for record in records if record["mismatch"] is not None])
-    return {
-        "updates": len(norms),
-        "loss": sum(record["loss"] for record in records) / len(norms),
-        "ratio_max": max(record["ratio_max"] for record in records),
-        **{name: mean(name) for name in ("ratio_mean", "clip_fraction", "approx_kl", "entropy")},
-        "grad_norm": sum(norms) / len(norms),
-        "sampler_mismatch": float(mismatch.mean()),
-        "sampler_mismatch_max": float(mismatch.max()),
-    }
-
-
-def _mean(values) -> float:
+def mean(values) -> float:
     values = [float(value) for value in values]
     return sum(values) / len(values)
 

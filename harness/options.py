@@ -6,16 +6,15 @@ options and values are errors of one line with exit code 2.
 
 import argparse
 import contextlib
-import dataclasses
 import inspect
 import math
 import re
 import sys
-from dataclasses import dataclass
-from typing import Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, fields
+from typing import Annotated, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from data import Chat
-from tools import Prices
+from tools import SCHEMA, Prices
 
 BOXED = (
     "Answer the question. Put the final answer, in English or as a number, into \\boxed{}. The question may be in a "
@@ -34,17 +33,17 @@ PRESETS = {
         # the published chat format, and thinking off: the paper's question is what a call buys, not a longer thought
         "system": BOXED,
         "tool_schema": True,
-        "think_block": True,
-        "answer": "boxed",
+        "think": False,
+        "answer_format": "boxed",
         "workers": 64,
         "price_char": 0.5 / 235,  # a mean GSM8K question has 235 characters; with price_call 0.5 it costs 1
-        # GSPO, arXiv 2507.18071: objective, both clip ranges and four minibatches a rollout batch (section 5.1)
+        # GSPO, arXiv 2507.18071: objective, both clip ranges and four minibatches per rollout batch (section 5.1)
         "ratio": "sequence",
         "advantage_scale": "group",
         "clip_low": 3e-4,
         "clip_high": 4e-4,
         "minibatches": 4,
-        # GRPO, arXiv 2402.03300, section 4.2: 1,024 rollouts a step and a learning rate of 1e-6; its groups have 64.
+        # GRPO, arXiv 2402.03300, section 4.2: 1,024 rollouts per step and a learning rate of 1e-6; its groups have 64.
         # DAPO, arXiv 2503.14476, section 4.1: the same rate in AdamW, groups of 16, 20 steps of warm-up.
         "prompts": 128,
         "group_size": 8,  # the smallest in use, and ours in the tiny world: the gate needs prompts more than rollouts
@@ -63,66 +62,66 @@ PRESETS = {
 }
 
 
-MAY_BE_ZERO = {  # all other numbers among the options must be positive
-    "tool_noise",
-    "money_per_char",
-    "max_cost",
-    "workers",
-    "price_call",
-    "price_char",
-    "max_calls",
-    "threshold",
-    "cost_weight",
-    "max_price",
-    "warmup_steps",
-    "decay",
-    "log_rollouts",
-    "seed",
-    "max_tool_errors",
-}
+# --- what an option may be -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a number may be, both ends included; stands in the field's own type."""
+
+    low: float
+    high: float = math.inf
+    words: str = ""  # as in "--steps must be positive"
+
+
+Count = Annotated[int, Bounds(1, words="positive")]
+Whole = Annotated[int, Bounds(0, words="at least 0")]
+Positive = Annotated[float, Bounds(math.ulp(0), words="positive")]
+Amount = Annotated[float, Bounds(0, words="at least 0")]
+Share = Annotated[float, Bounds(0, 1, words="between 0 and 1")]
+
+T = TypeVar("T")
+NEUTRAL = "decides no result"  # so it may differ from one start to the next, and is no part of a result's key
+Neutral = Annotated[T, NEUTRAL]
 
 
 @dataclass(frozen=True)
 class Options:
     """Options of every command that samples from a policy."""
 
-    preset: Literal["tiny", "qwen3-4b"] = "tiny"  # named set of defaults
-    data: str = "tiny"  # "tiny", the embedded world, or a JSONL file of tasks
+    preset: Neutral[Literal["tiny", "qwen3-4b"]] = "tiny"  # named set of defaults
+    data: str = "tiny"  # JSONL file of tasks; "tiny": the embedded world; "tiny-prices": its tasks state a lambda each
     fields: str = ""  # names of the file's fields, as ours=theirs,ours=theirs
     translator: str = "lexicon"  # engine: lexicon, apertium, recorded:FILE, {libre,apy,chat}+http(s)://…
-    cache: str = ""  # SQLite file that keeps translations, for this run and others (not the lexicon's)
-    money_per_char: float = 0.0  # what the engine charges for a character
-    max_cost: float = 0.0  # what may be spent on translations before the run stops; 0: no limit
-    workers: int = 0  # tool calls that run at a time, beside the decoding; 0: in line, one after the other
-    tool_noise: float = 0.0  # share of words that the lexicon gets wrong
-    price_call: float = 0.5  # what every attempted call costs
-    price_char: float = 0.5 / 45  # what each character sent costs; a mean question has 45
+    cache: Neutral[str] = ""  # SQLite file that keeps translations, for this run and others (not the lexicon's)
+    money_per_char: Neutral[Amount] = 0.0  # what the engine charges per character
+    max_cost: Neutral[Amount] = 0.0  # what may be spent on translations before the run stops; 0: no limit
+    workers: Neutral[Whole] = 0  # tool calls that run at a time, beside the decoding; 0: in line, one after the other
+    tool_noise: Share = 0.0  # share of words that the lexicon gets wrong
+    price_call: Amount = 0.5  # what every attempted call costs
+    price_char: Amount = 0.5 / 45  # what each character sent costs; a mean question has 45
     system: str = ""  # instructions in the system turn
     tool_schema: bool = False  # describe the tool in the system turn
-    think_block: bool = False  # open assistant turns with an empty think block
-    answer: Literal["plain", "boxed"] = "plain"  # the whole last turn is the answer, or what is in its last \boxed{}
-    max_new_tokens: int = 96  # ids after the prompt, tool results included
-    max_calls: int = 2  # tool calls a rollout
-    max_rows: int = 512  # rollouts decoded at a time
-    device: str = "cpu"  # where the model runs: cpu, cuda
+    think: bool = True  # --no-think opens assistant turns with an empty think block
+    answer_format: Literal["plain", "boxed"] = "plain"  # the whole last turn, or what is in its last \boxed{}
+    max_new_tokens: Count = 96  # ids after the prompt, tool results included
+    max_calls: Whole = 2  # tool calls per rollout
+    max_rows: Neutral[Count] = 512  # rollouts decoded at a time
+    device: Neutral[str] = "cpu"  # where the model runs: cpu, cuda
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights in training are float32 in both
 
     def check(self) -> None:
         """Raise ValueError naming the first option whose value makes no sense."""
-        for name, value in vars(self).items():
-            if isinstance(value, int | float):
-                low = 0 if name in MAY_BE_ZERO or isinstance(value, bool) else math.ulp(0)
-                flag = "--" + name.replace("_", "-")
-                require(
-                    low <= value < math.inf,
-                    f"{flag} must {'not be negative' if low == 0 else 'be positive'}, is {value}",
-                )
+        for name, kind in get_type_hints(type(self), include_extras=True).items():
+            for bounds in (mark for mark in getattr(kind, "__metadata__", ()) if isinstance(mark, Bounds)):
+                value, flag = getattr(self, name), "--" + name.replace("_", "-")
+                fits = bounds.low <= value <= bounds.high and value < math.inf
+                require(fits, f"{flag} must be {bounds.words}, is {value}")
         require(not self.max_cost or self.money_per_char > 0, "--max-cost needs --money-per-char")
-        require(self.tool_noise <= 1, f"--tool-noise is a share of words, at most 1, not {self.tool_noise}")
 
     @property
     def chat(self) -> Chat:
-        return Chat(self.system or None, self.tool_schema, self.think_block, self.answer)
+        return Chat(self.system or None, (SCHEMA,) if self.tool_schema else (), self.think)
 
     @property
     def field_names(self) -> dict[str, str]:
@@ -132,29 +131,37 @@ class Options:
             require("=" in pair, f"--fields {self.fields}: ours=theirs was expected, found {pair!r}")
         return {ours.strip(): theirs.strip() for ours, _, theirs in (pair.partition("=") for pair in pairs)}
 
-    def sampling(self) -> dict:
-        """The keyword arguments that a rollout takes from the options."""
-        return {
-            "max_new_tokens": self.max_new_tokens,
-            "max_calls": self.max_calls,
-            "max_rows": self.max_rows,
-            "workers": self.workers,
-            "chat": self.chat,
-            "prices": Prices(self.price_call, self.price_char),
-        }
+    def sampling(self, mode: str = "free", temperature: float = 1.0):
+        """How rollouts are sampled under these options: a `sampler.Sampling`."""
+        from sampler import Sampling  # torch takes a second to import, and not every command needs it
+
+        return Sampling(
+            mode=mode,
+            temperature=temperature,
+            max_new_tokens=self.max_new_tokens,
+            max_calls=self.max_calls,
+            max_rows=self.max_rows,
+            workers=self.workers,
+            chat=self.chat,
+            prices=Prices(self.price_call, self.price_char),
+        )
 
 
 @dataclass(frozen=True)
 class TrainingOptions(Options):
-    """And of what a command that trains does with its tasks: what they say, and what they must not be."""
+    """And of what a command that trains must not be given."""
 
-    max_price: float = 0.0  # give tasks prices drawn from 0 to this, stated in the prompt, as their lambda (0: none)
-    evaluation_data: tuple[str, ...] = ()  # JSONL file whose tasks may not be trained on; may be repeated
-    allow_evaluation_data: bool = False  # train on them all the same, and say so
+    evaluation_data: Neutral[tuple[str, ...]] = ()  # JSONL file whose tasks may not be trained on; may be repeated
+    allow_evaluation_data: Neutral[bool] = False  # train on them all the same, and say so
 
-    def check(self) -> None:
-        super().check()
-        require(round(self.max_price, 1) == self.max_price, "--max-price must be a multiple of 0.1")
+
+def deciding(cls) -> list[str]:
+    """The names of the options that decide a result."""
+    kinds = get_type_hints(cls, include_extras=True)
+    return [field.name for field in fields(cls) if NEUTRAL not in getattr(kinds[field.name], "__metadata__", ())]
+
+
+# --- command lines -------------------------------------------------------------------------------------------------
 
 
 class _Parser(argparse.ArgumentParser):
@@ -164,9 +171,9 @@ class _Parser(argparse.ArgumentParser):
 
 def parse(cls, description: str, argv: list[str] | None = None):
     """An instance of the options dataclass `cls` from the command line; the preset's values are its defaults."""
-    fields, kinds, comments = dataclasses.fields(cls), get_type_hints(cls), _comments(cls)
+    kinds, comments = get_type_hints(cls), _comments(cls)
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    for field in fields:
+    for field in fields(cls):
         flag, kind = "--" + field.name.replace("_", "-"), kinds[field.name]
         extra = {"help": f"{comments[field.name]} (default: {field.default!r})".replace("%", "%%")}
         if kind is bool:
@@ -179,7 +186,7 @@ def parse(cls, description: str, argv: list[str] | None = None):
             extra["type"] = kind
         parser.add_argument(flag, default=None, **extra)
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
-    known = {field.name for field in fields}
+    known = {field.name for field in fields(cls)}
     preset = {name: value for name, value in PRESETS[given.get("preset", "tiny")].items() if name in known}
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     options = cls(**{**preset, **given})

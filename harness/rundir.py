@@ -1,8 +1,8 @@
 """The run directory: configuration, logs, checkpoints that survive a kill, and where to find a policy.
 
-A directory is written beside its place and renamed into it, so what carries its final name is
-complete. Logs are appended line by line; on resuming, lines from after the checkpoint are dropped, because those steps
-are run again, to the same bits. Of several ranks only one writes, but all must call the methods that save.
+A directory is written beside its place and renamed into it, so what carries its final name is complete. Logs are
+appended line by line; on resuming, lines from after the checkpoint are dropped, because those steps are run again, to
+the same bits. Of several ranks only one writes, but all must call the methods that save.
 """
 
 import json
@@ -18,6 +18,7 @@ import model as model_file
 from data import load_tokenizer
 from harness import distributed
 from harness.metrics import rounded
+from harness.options import deciding
 from model import Qwen3
 
 
@@ -28,10 +29,11 @@ class Run:
         """Begin a run, or find the last checkpoint of one. Writes nothing yet.
 
         Raises ValueError if there is a run already and `resume` is false, or if the options differ from those of the
-        run to be resumed in anything but `steps`, `out`, `resume`, what it may spend, and how it is run.
+        run to be resumed in anything that decides a result, but for `steps`.
         """
         self.path, self.config, self.is_writer = Path(directory), config, distributed.rank() == 0
-        self.state = None  # of the checkpoint to resume from
+        self.state = {"step": 0, "best": None}  # steps done, and the summary of what best/ holds
+        self.is_resumed = False  # from a checkpoint
         saved = self.path / "config.json"
         if not resume:
             if saved.exists():
@@ -40,33 +42,23 @@ class Run:
         if not saved.is_file():
             raise ValueError(f"{directory}: no run to resume (config.json is missing)")
         before, now = json.loads(saved.read_text()), json.loads(json.dumps(asdict(config)))
-        free = {
-            "steps",
-            "out",
-            "resume",
-            "device",
-            "max_rows",
-            "workers",
-            "cache",
-            "max_cost",
-            "max_tool_errors",
-            "checkpoint_activations",
-        }
         different = [
             f"{name} was {before.get(name)!r}, is {now[name]!r}"
-            for name in now
-            if name not in free and before.get(name) != now[name]
+            for name in deciding(type(config))
+            if name != "steps" and before.get(name) != now[name]
         ]
         if different:
             raise ValueError(f"{directory}: the options differ from the run's: {'; '.join(different)}")
         if checkpoint := self.last_checkpoint():
-            self.state = json.loads((checkpoint / "state.json").read_text())
+            self.state, self.is_resumed = json.loads((checkpoint / "state.json").read_text()), True
 
     def last_checkpoint(self) -> Path | None:
         return max(self.path.glob("step-*[0-9]"), default=None)
 
-    def open(self) -> None:
-        """Create the directory, write the configuration, cut the logs to the checkpoint."""
+    def open(self, model: Qwen3, optimizer) -> None:
+        """Create the directory, write the configuration, cut the logs to the checkpoint and restore its moments."""
+        if self.is_resumed:
+            self._restore_optimizer(model, optimizer)
         distributed.barrier()  # all ranks have seen what was there
         if not self.is_writer:
             return
@@ -76,11 +68,10 @@ class Run:
             place = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
             if not place.exists():
                 os.rename(old, place)
-        step = self.state["step"] if self.state else 0
         for name in ("metrics.jsonl", "timings.jsonl", "rollouts.jsonl"):
             log = self.path / name
             if log.exists():
-                kept = [line for line in read_lines(log) if _before(line, step)]
+                kept = [line for line in read_lines(log) if _before(line, self.state["step"])]
                 partial = log.with_name(f".{name}.partial")
                 partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
                 os.replace(partial, log)
@@ -90,19 +81,19 @@ class Run:
         with open(self.path / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
-    def log_step(self, step: int, metrics: dict, rollouts: list[dict], seconds: float, meters: dict | None) -> None:
-        """A step's lines in the three logs. Nothing in metrics.jsonl differs between two runs of one seed: seconds, and
-        what a translator's meters show by then, are in timings.jsonl."""
+    def log_step(self, step: int, metrics: dict, rollouts: list[dict], seconds: float, translator) -> None:
+        """A step is done: its lines in the three logs. Nothing in metrics.jsonl differs between two runs of one seed:
+        seconds, and what a translator's meters show by then, are in timings.jsonl."""
+        self.state["step"] = step
         if not self.is_writer:
             return
         self.log("metrics.jsonl", rounded({"step": step, **metrics}))
-        more = {"translator": meters} if meters else {}
-        self.log("timings.jsonl", rounded({"step": step, "seconds": round(seconds, 3), **more}))
+        self.log("timings.jsonl", rounded({"step": step, "seconds": round(seconds, 3), **_meters(translator)}))
         for row in rollouts:
             self.log("rollouts.jsonl", row)
 
-    def save_checkpoint(self, model: Qwen3, optimizer, tokenizer_directory, state: dict) -> None:
-        """`step-000040/`: a Hugging Face directory plus optimizer and state. The two newest are kept."""
+    def save_checkpoint(self, model: Qwen3, optimizer, source) -> None:
+        """`step-000040/`: a Hugging Face directory like `source`, plus optimizer and state. The two newest are kept."""
         names = [name for name, _ in model.named_parameters()]
         policy = distributed.whole_model(model)
         moments = distributed.whole(
@@ -116,16 +107,16 @@ class Run:
             return
 
         def write(directory: Path) -> None:
-            save_policy(policy, tokenizer_directory, directory)
+            model_file.save(policy, directory, like=source)
             tensors = {name: value.contiguous() if value.ndim else value.reshape(1) for name, value in moments.items()}
             save_file(tensors, directory / "optimizer.safetensors")
-            write_json(directory / "state.json", state)
+            write_json(directory / "state.json", self.state)
 
-        write_directory(self.path / f"step-{state['step']:06d}", write)
+        write_directory(self.path / f"step-{self.state['step']:06d}", write)
         for old in sorted(self.path.glob("step-*[0-9]"))[:-2]:
             shutil.rmtree(old)
 
-    def restore_optimizer(self, model: Qwen3, optimizer) -> None:
+    def _restore_optimizer(self, model: Qwen3, optimizer) -> None:
         """Put the saved moments back; the parameters have the optimizer's order."""
         state = {}
         place = {name: (i, parameter) for i, (name, parameter) in enumerate(model.named_parameters())}
@@ -136,22 +127,27 @@ class Run:
             state.setdefault(i, {})[key] = part
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
-    def save_best(self, model: Qwen3, tokenizer_directory, state: dict) -> None:
+    def keep_best(self, model: Qwen3, source, step: int, validation: dict) -> None:
         """`best/`: the policy with the highest validation utility so far."""
+        if self.state["best"] is not None and validation["utility"] <= self.state["best"]["utility"]:
+            return
+        self.state["best"] = {"step": step, **validation}
         policy = distributed.whole_model(model)
         if not self.is_writer:
             return
 
         def write(directory: Path) -> None:
-            save_policy(policy, tokenizer_directory, directory)
-            write_json(directory / "state.json", state)
+            model_file.save(policy, directory, like=source)
+            write_json(directory / "state.json", self.state["best"])
 
         write_directory(self.path / "best", write)
 
-
-def save_policy(model: Qwen3, tokenizer_directory, directory: Path) -> None:
-    model_file.save(model, directory)
-    shutil.copyfile(Path(tokenizer_directory) / "tokenizer.json", directory / "tokenizer.json")
+    def write_report(self, compared: dict, result: Path, translator, seconds: float) -> None:
+        """`report.json`: the closing comparison, what is known of the result, seconds, and the translator's meters."""
+        if self.is_writer:
+            best = json.loads((result / "state.json").read_text())
+            found = {"groups": compared, "result": best, "seconds": round(seconds, 1), **_meters(translator)}
+            write_json(self.path / "report.json", found)
 
 
 def write_directory(path: Path, write) -> None:
@@ -176,6 +172,11 @@ def write_json(path: Path, value) -> None:
 def read_lines(path: Path) -> list[str]:
     """The lines of a log, a half-written last one included. (str.splitlines also splits at U+2028 and U+0085.)"""
     return path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
+
+
+def _meters(translator) -> dict:
+    """What a translator that counts has counted."""
+    return {"translator": translator.meters} if hasattr(translator, "meters") else {}
 
 
 def _before(line: str, step: int) -> bool:

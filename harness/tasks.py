@@ -7,11 +7,11 @@ With the translator's service, this is where a run learns of the embedded world:
 any others.
 """
 
-import dataclasses
 import hashlib
 import itertools
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 
 from data import Task, load_tasks
 from harness.guard import guard
@@ -19,68 +19,76 @@ from harness.options import Options, TrainingOptions, require
 from tiny import world
 from tiny.languages import languages
 
+HIGHEST = 0.8  # of the cost weights that the tasks of "tiny-prices" state
+
 
 def training_tasks(options: TrainingOptions, tiers: list[str], seed: int):
-    """A function (step, count) -> tasks for that step of training, the same for the same seed, priced if configured.
+    """A function (step, count) -> tasks for that step of training, the same for the same seed.
 
     Raises ValueError if there are none, and for tasks of `--evaluation-data` without `--allow-evaluation-data`.
     """
-    if options.data == "tiny":
+    if is_tiny(options):
         require(not options.evaluation_data, "--evaluation-data is for a file of tasks: tiny has test items of its own")
         codes = [code for tier in tiers for code in languages(tier, "trained")]
 
         def draw(step: int, count: int) -> list[Task]:
             shuffled = random.Random(f"languages {seed} {step}").sample(codes, len(codes))
-            return world.tasks("train", shuffled, count, f"{seed} {step}")
+            tasks = world.tasks("train", shuffled, count, f"{seed} {step}")
+            return tasks if options.data == "tiny" else with_prices(tasks, f"{seed} {step}")
 
-    else:
-        pool = [
-            task
-            for task in _file(options)
-            if task.tier in tiers and task.split == "trained" and part_of(task) == "train"
-        ]
-        require(bool(pool), f"{options.data}: no training tasks in the tiers {', '.join(tiers)}")
-        guard(pool, options.data, options.evaluation_data, options.allow_evaluation_data)
+        return draw
 
-        def draw(step: int, count: int) -> list[Task]:
-            drawn, orders = [], {}
-            for i in range(step * count, (step + 1) * count):  # epoch after epoch, each in an order of its own
-                epoch, place = divmod(i, len(pool))
-                if epoch not in orders:
-                    orders[epoch] = random.Random(f"epoch {seed} {epoch}").sample(pool, len(pool))
-                drawn.append(orders[epoch][place])
-            return drawn
+    tasks = [task for task in _file(options) if part_of(task) == "train" and task.split == "trained"]
+    pool = [task for task in tasks if task.tier in tiers]
+    require(bool(pool), f"{options.data}: no training tasks in the tiers {', '.join(tiers)}")
+    guard(pool, options.data, options.evaluation_data, options.allow_evaluation_data)
 
-    return lambda step, count: with_prices(draw(step, count), options.max_price, f"{seed} {step}")
+    def draw(step: int, count: int) -> list[Task]:
+        drawn, orders = [], {}
+        for i in range(step * count, (step + 1) * count):  # epoch after epoch, each in an order of its own
+            epoch, place = divmod(i, len(pool))
+            if epoch not in orders:
+                orders[epoch] = random.Random(f"epoch {seed} {epoch}").sample(pool, len(pool))
+            drawn.append(orders[epoch][place])
+        return drawn
+
+    return draw
 
 
-def evaluation_tasks(options: Options, part: str, count: int, max_price: float = 0.0) -> dict[str, list[Task]]:
+def evaluation_tasks(options: Options, part: str, count: int) -> dict[str, list[Task]]:
     """`count` tasks of each group of languages, "validation" or "test": the tiers' trained languages, the held-out
     ones and the synthetic ones. In the embedded world all groups render the same items; of a file, each group takes the
-    first tasks of its languages in turn. With `max_price`, each task states a price.
+    first tasks of its languages in turn.
     """
-    if options.data == "tiny":
+    if is_tiny(options):
         groups = {tier: languages(tier, "trained") for tier in ("high", "low", "xlow")}
         held_out = [languages(tier, "held-out") for tier in ("high", "low", "xlow")]
         groups |= {"held-out": _in_turn(held_out), "synthetic": languages("synthetic")}
         found = {name: world.tasks(part, codes, count, "evaluation") for name, codes in groups.items()}
-    else:
-        by_group = {}  # group -> language -> tasks
-        for task in _file(options):
-            if part_of(task) == part:
-                group = by_group.setdefault(task.tier if task.split == "trained" else task.split, {})
-                group.setdefault(task.language, []).append(task)
-        found = {name: _in_turn(group.values()) for name, group in by_group.items()}
-    return {name: with_prices(tasks[:count], max_price, name) for name, tasks in found.items()}
+        return found if options.data == "tiny" else {name: with_prices(tasks, name) for name, tasks in found.items()}
+    by_group = {}  # group -> language -> tasks
+    for task in _file(options):
+        if part_of(task) == part:
+            group = by_group.setdefault(task.tier if task.split == "trained" else task.split, {})
+            group.setdefault(task.language, []).append(task)
+    return {name: _in_turn(group.values())[:count] for name, group in by_group.items()}
 
 
-def with_prices(tasks: list[Task], highest: float, key) -> list[Task]:
-    """The tasks, each with a price that its prompt states: a tenth between 0 and `highest`, drawn at random. The same
-    `key` draws the same prices. With `highest` 0 the tasks as they are."""
-    if not highest:
-        return tasks
+def is_tiny(options: Options) -> bool:
+    """Whether the tasks are the embedded world's."""
+    return options.data in ("tiny", "tiny-prices")
+
+
+def with_prices(tasks: list[Task], key) -> list[Task]:
+    """The tasks, each with a price drawn at random, a tenth between 0 and `HIGHEST`; the same key draws the same."""
     rng = random.Random(f"prices {key}")
-    return [dataclasses.replace(task, price=rng.randint(0, round(10 * highest)) / 10) for task in tasks]
+    return [with_price(task, rng.randint(0, round(10 * HIGHEST)) / 10) for task in tasks]
+
+
+def with_price(task: Task, price: float) -> Task:
+    """The task with a price that its system turn states and its reward charges: "price 0.3 $$$". A small model counts
+    signs before it reads digits."""
+    return replace(task, system=f"price {price:g} {'$' * round(10 * price)}".rstrip(), cost_weight=price)
 
 
 def _in_turn(lists: Iterable[list]) -> list:

@@ -3,12 +3,14 @@
 rollouts.jsonl -> show -> text;  reports of eval.py -> plot -> accuracy over cost
 """
 
+import importlib.util
 import itertools
 import json
 import sys
 from pathlib import Path
 
 from data import load_tokenizer
+from harness.options import require
 from harness.rundir import policy_directory, read_lines
 
 
@@ -59,7 +61,91 @@ def plot(reports: dict[str, dict[str, dict]], path: str) -> None:
         axes.plot([], [], color=colour, linewidth=4, label=name)
         for group, marker in markers.items():
             axes.scatter(report[group]["cost"], 100 * report[group]["accuracy"], color=colour, marker=marker, s=60)
-    axes.set(xlabel="cost a task (1 = one call of mean length)", ylabel="reward (accuracy x 100)")
+    axes.set(xlabel="cost per task (1 = one call of mean length)", ylabel="reward (accuracy x 100)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=150)
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def compare_table(report: dict[str, dict], before: str, after: str) -> str:
+    """The report of `compare` as text: reward is accuracy x 100."""
+    head = f"{'':12}{'reward':^37}   {'tool rate':^14}   {'cost':^12}"
+    lines = [
+        head,
+        f"{'':12}{before:>8}{after:>8}  {'difference [95%]':<21}  {before:>7}{after:>7}  {before:>7}{after:>7}",
+    ]
+    for group, row in report.items():
+        a, t, c = (row[name] for name in ("accuracy", "tool_rate", "cost"))
+        low, high = a["interval"]
+        difference = f"{100 * a['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+        lines.append(
+            f"{group:12}{100 * a['before']:8.1f}{100 * a['after']:8.1f}  {difference:<21}  "
+            f"{t['before']:7.2f}{t['after']:7.2f}  {c['before']:7.2f}{c['after']:7.2f}"
+        )
+    return "\n".join(lines)
+
+
+def table(reports: dict[str, dict[str, dict]], title: str) -> str:
+    """policy -> part -> summary, as text: a line for each part, three columns for each policy."""
+    names = [name[-22:] for name in reports]
+    lines = ["", f"{title:22}" + "".join(f"{name:^24}" for name in names)]
+    lines.append(f"{'':22}" + "".join(f"{'reward':>8}{'tool':>7}{'cost':>7}  " for _ in names))
+    for part in dict.fromkeys(part for report in reports.values() for part in report):
+        cells = [report[part] for report in reports.values()]
+        lines.append(
+            f"{part:22}" + "".join(f"{100 * c['accuracy']:8.1f}{c['tool_rate']:7.2f}{c['cost']:7.2f}  " for c in cells)
+        )
+    return "\n".join(lines)
+
+
+def print_evaluation(options, cuts: dict, first: str, differences: dict) -> None:
+    """What eval.py found, as text.
+
+    cuts: group | domain | language -> policy -> part -> summary; differences: policy -> report of `eval.compare`
+    against the first one.
+    """
+    by_group = cuts["group"]
+    sampled = "greedy" if options.greedy else "sampled at temperature 1"
+    items = f"{_counts(by_group[first])} {options.part} items per group"
+    print(f"{items}, mode {options.mode}, {sampled}, seed {options.seed}")
+    for name, report in by_group.items():
+        n = sum(part["n"] for part in report.values())
+        if failed := sum(part["n"] * part["tool_error_rate"] for part in report.values()) / n:
+            print(f"{name}: the translator failed in {failed:.1%} of the rollouts; they count as they were answered")
+    for cut, reports in cuts.items():
+        if cut != "language" or options.by_language:
+            print(table(reports, f"by {cut}"))
+    for name, report in differences.items():
+        print(f"\n{name} against {first}\n{compare_table(report, 'first', 'other')}")
+
+
+def closing_table(compared: dict[str, dict], result) -> str:
+    """The table at the end of a run."""
+    head = f"base against {result}, {_counts(compared)} test items per group, sampled at temperature 1"
+    return f"\n{head}\n{compare_table(compared, 'base', 'result')}"
+
+
+def status(by_tier: dict[str, dict]) -> str:
+    """Reward, tool rate and cost of each tier, for a line on the screen."""
+    return ", ".join(
+        f"{tier} {100 * m['accuracy']:.0f} tool {m['tool_rate']:.2f} cost {m['cost']:.2f}"
+        for tier, m in by_tier.items()
+    )
+
+
+def _counts(report: dict[str, dict]) -> str:
+    """How many items: one number, or several if the groups differ."""
+    return "/".join(str(n) for n in dict.fromkeys(group["n"] for group in report.values()))
+
+
+def check_outputs(json_path: str, plot_path: str) -> None:
+    """ValueError, before any work is done, for a file that could not be written or drawn."""
+    require(
+        not plot_path or importlib.util.find_spec("matplotlib") is not None,
+        "--plot needs matplotlib: pip install matplotlib",
+    )
+    for path in filter(None, (json_path, plot_path)):
+        require(Path(path).parent.is_dir(), f"{path}: there is no directory {Path(path).parent}")

@@ -184,24 +184,22 @@ def test_no_file_outgrows_an_evening(name):
 PUBLIC = [
     (data.load_tokenizer, "directory"),
     (data.load_tasks, "path, fields=None"),
-    (data.encode_prompt, "task, tokenizer, system=None, think=False, tools=True"),
+    (data.encode_prompt, "task, tokenizer, chat"),
     (data.Tokenizer.encode_text, "self, text"),
     (data.Tokenizer.decode, "self, ids"),
     (model.load, "directory, device='cpu', dtype=torch.float32"),
-    (model.save, "model, directory"),
+    (model.save, "model, directory, like=None"),
     (model.Qwen3.forward, "self, ids, cache=None, positions=None"),
     (model.Qwen3.logits, "self, hidden"),
     (tools.parse_call, "text"),
     (tools.Translator.translate, "self, texts, source, target='en'"),
-    (
-        sampler.rollout,
-        "model, tokenizer, tasks, group_size, translator, generator, *, mode='free', temperature=1.0, "
-        "max_new_tokens, max_calls=2, max_rows=None",
-    ),
-    (reward.score, "rollout, tokenizer, answer='plain'"),
+    (sampler.rollout, "model, tokenizer, tasks, group_size, translator, generator, sampling"),
+    (reward.score, "rollout, tokenizer, answer_format='plain'"),
     (logprob.token_logps, "hidden, head_weight, targets, temperature=1.0, valid_vocab=None"),
+    (logprob.policy_logps, "model, rollouts, temperature, valid_vocab"),
     (gspo.confidence, "correct, used_tool, estimator, probe=None"),
-    (gspo.shaped_reward, "correct, cost, gate, cost_weight, penalty='multiply'"),
+    (gspo.gate, "kappa, rule, threshold"),
+    (gspo.charge, "cost, gates, cost_weight"),
     (gspo.group_advantages, "reward, scale='group'"),
     (gspo.gspo_loss, "logps, old_logps, sampled, advantages, clip_low, clip_high, ratio='sequence'"),
 ]
@@ -221,12 +219,21 @@ def test_public_signatures_begin_as_promised(function, promised):
     assert str(kept) == f"({promised})"
 
 
+def test_no_parameter_of_the_algorithm_shadows_a_function():
+    """Catches `charge(cost, gate, ...)`: a reader would not know which of the two `gate` is meant."""
+    functions = [
+        node for node in ast.parse(FILES["gspo"].read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)
+    ]
+    named = {function.name for function in functions}
+    assert not named & {argument.arg for function in functions for argument in function.args.args}
+
+
 @pytest.mark.parametrize(
     "record, fields",
     [
-        (data.Task, "id language tier split domain question choices answer question_en price"),
+        (data.Task, "id language tier split domain question choices answer question_en system cost_weight"),
         (sampler.Rollout, "task prompt_ids ids sampled logps calls stop"),
-        (reward.Score, "correct answer format_ok cost used_tool"),
+        (reward.Score, "correct reward answer format_ok cost used_tool"),
     ],
 )
 def test_the_three_records_have_their_fields_and_are_frozen(record, fields):

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 
-from data import is_text
+from harness.jsonl import is_text
 
 
 @dataclass(frozen=True)

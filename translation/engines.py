@@ -24,7 +24,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-from data import is_text, read_rows
+from harness.jsonl import is_text, read_rows
 from tools import TranslationError
 
 API_KEY = "TRANSLATOR_API_KEY"  # the environment variable with the key of a libre+ or chat+ service

@@ -12,7 +12,7 @@ import html
 import random
 from dataclasses import dataclass
 
-from data import is_text
+from harness.jsonl import is_text
 from translation.checks import BACKWARD, FORWARD, RoundTrip, Verdict
 
 

@@ -25,7 +25,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from data import LANGUAGES, Task, is_text, read_rows
+from data import Task
+from harness.jsonl import LANGUAGES, is_text, read_rows
 from harness.options import Options, clear_errors, parse, require
 from tiny import world
 from tiny.languages import WORLD, LexiconTranslator
@@ -199,18 +200,9 @@ def solve(outcomes: list[Outcome], options: "TranslateOptions") -> list[Outcome]
         for o in asked
         for texts in (o.source, o.trip.back)
     ]
-    rollouts = rollout(
-        model,
-        tokenizer,
-        tasks,
-        1,
-        LexiconTranslator(),
-        torch.Generator(),
-        mode="forbidden",
-        temperature=0.0,
-        **options.sampling(),
-    )
-    answers = [score(r, tokenizer, options.answer).answer for r in rollouts]
+    sampling = options.sampling("forbidden", temperature=0.0)
+    rollouts = rollout(model, tokenizer, tasks, 1, LexiconTranslator(), torch.Generator(), sampling)
+    answers = [score(r, tokenizer, options.answer_format).answer for r in rollouts]
     solved = {}
     for o, before, after in zip(asked, answers[::2], answers[1::2], strict=True):
         same = before is not None and before == after

@@ -11,7 +11,7 @@ Left out: placeholders that come back changed (7,001 for 7001). Such a text is l
 
 import re
 
-from data import is_text
+from harness.jsonl import is_text
 from translation.checks import LABEL, names
 
 CUTS = rf"(\A\s*{LABEL}|\s*\n\s*(?:{LABEL})?)"
