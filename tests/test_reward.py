@@ -191,7 +191,7 @@ def test_a_wrong_answer_is_answered():
 
 
 def test_the_reward_is_the_verdict_before_any_charge():
-    """Catches a reward that is charged for its calls twice, here and in gspo.py, and one that no wrong answer lowers."""
+    """Catches a reward that is charged for its calls twice, here and in gspo.py, or that a wrong answer gets too."""
     right, wrong = (score(rollout(answer, IM_END, calls=[call(1.0)]), TOKENIZER) for answer in ("18", "19"))
     assert (right.correct, right.reward) == (1, 1.0)
     assert (wrong.correct, wrong.reward) == (0, 0.0)

@@ -10,14 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data
-import sampler
 from data import CALL, END_CALL, IM_END, Chat
 from model import Cache, Qwen3
 from paper.pretrain import ADDED_TOKENS
-from sampler import CUT, Setting, draw, rollout
-from tools import Prices, TranslationError
+from sampler import Sampling, Setting, draw, rollout
+from tools import CUT, SCHEMA, Prices, TranslationError, encode_call, fit_results
 
-PRICES = Prices(call=3.0, char=0.25)
+PRICES, BARE = Prices(call=3.0, char=0.25), Chat()
 GOOD, PASSAGE, BAD = (
     [CALL, '{"name": "translate", "arguments": {}}', END_CALL, IM_END],
     [CALL, '{"name": "translate", "arguments": {"text": "abc"}}', END_CALL, IM_END],
@@ -54,7 +53,7 @@ class Puppet(Qwen3):
             hidden, histories = super().forward(ids), [[row[: t + 1] for t in range(len(row))] for row in ids.tolist()]
         else:
             if positions is None:
-                positions = cache.lengths[:, None] + torch.arange(ids.shape[1])
+                positions = cache.next_positions(ids.shape[1])
             memory = cache.keys[-1, :, 0, :, 0]  # [B, S]
             memory.scatter_(1, positions, ids.to(memory.dtype))
             hidden = super().forward(ids, Cache(cache.keys[:-1], cache.values[:-1], cache.lengths), positions)
@@ -74,15 +73,14 @@ class Puppet(Qwen3):
         more = torch.zeros_like(cache.keys[:1])
         return Cache(torch.cat([cache.keys, more]), torch.cat([cache.values, more]), cache.lengths)
 
-    def script(self, task, *turns, chat=None):
+    def script(self, task, *turns, chat=BARE):
         """Say these turns, lists of pieces, to this task."""
         self.scripts[prompt_of(task, self.tokenizer, chat)] = [self.tokenizer.encode(turn) for turn in turns]
         return self
 
 
-def prompt_of(task, tokenizer, chat=None):
-    chat = chat or Chat()
-    return tuple(data.encode_prompt(task, tokenizer, chat.system, not chat.think_block, chat.tool_schema))
+def prompt_of(task, tokenizer, chat=BARE):
+    return tuple(data.encode_prompt(task, tokenizer, chat))
 
 
 class Says:
@@ -120,9 +118,9 @@ def caller(puppet, tokenizer):
 
 def roll(model, tokenizer, tasks, translator=None, group_size=1, seed=0, **options):
     """`rollout` with a seed, 60 new tokens and prices that are easy to add up."""
-    options = {"max_new_tokens": 60, "prices": PRICES} | options
+    sampling = Sampling(**{"max_new_tokens": 60, "prices": PRICES} | options)
     generator = torch.Generator().manual_seed(seed)
-    return rollout(model, tokenizer, tasks, group_size, translator or Says("It is 4."), generator, **options)
+    return rollout(model, tokenizer, tasks, group_size, translator or Says("It is 4."), generator, sampling)
 
 
 def check_record(rollout, tokenizer, limit):
@@ -231,7 +229,7 @@ def test_the_model_reads_each_row_as_it_is_recorded(caller, tokenizer, tasks):
 
 
 def setting(tokenizer, mode="free", temperature=1.0):
-    return Setting(tokenizer, None, None, Chat(), Prices(), mode, temperature, max_new_tokens=9, max_calls=2)
+    return Setting(tokenizer, None, None, Sampling(max_new_tokens=9, mode=mode, temperature=temperature))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
@@ -304,7 +302,7 @@ def test_a_rollout_is_the_same_in_other_company(caller, tokenizer, tasks):
 def test_the_generator_advances_by_one_draw(caller, tokenizer, tasks, max_rows):
     """Would catch a training run whose next step depends on how this one was scheduled."""
     generator, expected = torch.Generator().manual_seed(7), torch.Generator().manual_seed(7)
-    rollout(caller, tokenizer, tasks[:2], 2, Says("4"), generator, max_new_tokens=10, max_rows=max_rows)
+    rollout(caller, tokenizer, tasks[:2], 2, Says("4"), generator, Sampling(max_new_tokens=10, max_rows=max_rows))
     torch.rand(4, 10, generator=expected, dtype=torch.float64)
     assert torch.equal(generator.get_state(), expected.get_state())
 
@@ -445,10 +443,10 @@ def test_a_call_is_answered_on_the_row(puppet, tokenizer, tasks):
 
 def test_a_think_block_of_the_chat_is_in_every_assistant_turn(config, tokenizer, tasks):
     """Would catch a tool turn that opens thinking again in a chat whose thinking is off."""
-    chat = Chat(system="Be brief.", tool_schema=True, think_block=True)
+    chat = Chat(system="Be brief.", tools=(SCHEMA,), think=False)
     puppet = randomise(Puppet(config, tokenizer, think=False)).script(tasks[0], GOOD, ANSWER, chat=chat)
     (r,) = roll(puppet, tokenizer, tasks[:1], chat=chat)
-    assert r.prompt_ids == tuple(data.encode_prompt(tasks[0], tokenizer, "Be brief.", think=False, tools=True))
+    assert r.prompt_ids == tuple(data.encode_prompt(tasks[0], tokenizer, chat))
     assert inserted(r) == [data.encode_tool_turn(["It is 4."], tokenizer, think=False)]
     assert r.stop == "end"
 
@@ -533,7 +531,7 @@ def test_a_cut_leaves_whole_characters(tokenizer):
     """Would catch half a character at the cut, which decodes to a replacement sign."""
     least = len(data.encode_tool_turn([CUT], tokenizer, True))
     for room in range(least, least + 16):
-        turn = sampler.fit_results(["語" * 40], tokenizer, room, think=True)
+        turn = fit_results(["語" * 40], tokenizer, room, think=True)
         assert len(turn) <= room
         assert "\ufffd" not in tokenizer.decode(turn)
 
@@ -541,7 +539,7 @@ def test_a_cut_leaves_whole_characters(tokenizer):
 def test_the_longest_of_two_results_is_cut(tokenizer):
     """Would catch a cut that empties the short result and leaves the long one."""
     short, long = "short", "long " * 100
-    turn = sampler.fit_results([long, short], tokenizer, 60, think=True)
+    turn = fit_results([long, short], tokenizer, 60, think=True)
     text = tokenizer.decode(turn)
     assert f"\n{short}\n" in text and text.count(CUT) == 1
 
@@ -578,7 +576,7 @@ def test_forbidden_holds_at_temperature_zero(puppet, tokenizer, tasks):
 
 def test_forced_rollouts_begin_with_a_call_that_nobody_drew(puppet, tokenizer, tasks):
     """Would catch a forced call that is trained on, is free, or whose result is missing."""
-    call = data.encode_call(tokenizer)
+    call = encode_call(tokenizer)
     turn = data.encode_tool_turn(["It is 4."], tokenizer, think=True)
     for r in roll(puppet, tokenizer, tasks[:3], group_size=2, mode="forced"):
         begin = len(call) + len(turn)
@@ -625,3 +623,29 @@ def test_wrong_arguments_are_refused(qwen, tokenizer, tasks, wrong):
     """Would catch a typo in a mode that samples freely, or an empty batch that loops."""
     with pytest.raises(ValueError, match=next(iter(wrong))):
         roll(qwen, tokenizer, tasks[:1], **wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, is 0"),
+        ({"temperature": -0.5}, "temperature must be at least 0, is -0.5"),
+        ({"max_calls": -1}, "max_calls must be at least 0, is -1"),
+        ({"max_rows": 0}, "max_rows must be at least 1, is 0"),
+        ({"workers": -1}, "workers must be at least 0, is -1"),
+        ({"mode": "forbid"}, "mode is 'forbid', allowed: free, forced, forbidden"),
+    ],
+    ids=str,
+)
+def test_a_way_of_sampling_that_makes_no_sense_is_refused_where_it_is_made(wrong, message):
+    """Would catch a record that is checked only once the weights have been gathered, or a message without a number."""
+    with pytest.raises(ValueError) as error:
+        Sampling(**{"max_new_tokens": 9} | wrong)
+    assert str(error.value) == message
+
+
+def test_the_prices_are_those_asked_for(puppet, tokenizer, tasks):
+    """Would catch prices that stay at their defaults, for good calls or for malformed ones."""
+    puppet.script(tasks[0], BAD, PASSAGE, ANSWER)
+    (r,) = roll(puppet, tokenizer, tasks[:1], prices=Prices(call=7.0, char=2.0), max_new_tokens=120)
+    assert [(call.error, call.cost) for call in r.calls] == [("malformed", 7.0), (None, 7.0 + 2.0 * len("abc"))]
