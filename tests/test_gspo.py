@@ -1,5 +1,6 @@
 """gspo.py against numbers worked out by hand, and the invariants that its docstrings promise."""
 
+import doctest
 import math
 
 import pytest
@@ -238,8 +239,8 @@ def test_the_gate_opens_at_exactly_the_threshold(estimator):
         for right in range(G + 1):
             correct = torch.tensor([[1] * right + [0] * (G - right)])
             kappa = gspo.confidence(correct, torch.zeros(1, G), estimator, probe=correct)
-            assert gspo.gate(kappa, estimator, right / G).tolist() == [1.0], f"{right} of {G}"
-            assert gspo.gate(kappa, estimator, right / G + 1e-3).tolist() == [0.0]
+            assert gspo.gate(kappa, "threshold", right / G).tolist() == [1.0], f"{right} of {G}"
+            assert gspo.gate(kappa, "threshold", right / G + 1e-3).tolist() == [0.0]
 
 
 def test_always_and_never_do_not_look_at_confidence():
@@ -256,15 +257,33 @@ RIGHT = tensor([1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0])
 ONE_OPEN = vector(1.0, 0.0)
 
 
+def shaped(reward, cost, gates, cost_weight, penalty="multiply"):
+    """The two halves of shaping one after the other, as a training step takes them."""
+    return gspo.shaped_reward(reward, gspo.charge(cost, gates, cost_weight), penalty)
+
+
+def test_a_charge_is_the_weighted_cost_where_the_gate_is_open():
+    """Catches a gate that is read by column, and a cost that integer tensors round away."""
+    assert torch.allclose(gspo.charge(COST, ONE_OPEN, 0.3), tensor([0.0, 0.3, 0.6, 0.3], [0.0] * 4))
+    assert gspo.charge(torch.tensor([[0, 1, 2]]), torch.ones(1), 0.25).tolist() == [[0.0, 0.25, 0.5]]
+
+
+def test_a_partial_reward_is_charged_its_share():
+    """Catches shaping that takes any reward above 0 for a right answer: half a reward less a charge of 0.4."""
+    reward, charges = tensor([0.5, 1.0]), tensor([0.4, 0.4])
+    assert torch.allclose(gspo.shaped_reward(reward, charges), tensor([0.5 * 0.6, 0.6]))
+    assert torch.allclose(gspo.shaped_reward(reward, charges, "subtract"), tensor([0.5 - 0.4, 0.6]))
+
+
 def test_multiply_charges_right_answers_where_the_gate_is_open():
     """Catches a charge through a closed gate, or one for a wrong answer."""
-    reward = gspo.shaped_reward(RIGHT, COST, ONE_OPEN, 0.3)
+    reward = shaped(RIGHT, COST, ONE_OPEN, 0.3)
     assert torch.allclose(reward, tensor([1.0, 0.7, 0.4, 0.0], [1.0, 1.0, 1.0, 0.0]))
 
 
 def test_subtract_charges_every_answer_where_the_gate_is_open():
     """Catches a plain cost that spares wrong answers: it would not be the baseline of the literature."""
-    reward = gspo.shaped_reward(RIGHT, COST, ONE_OPEN, 0.3, "subtract")
+    reward = shaped(RIGHT, COST, ONE_OPEN, 0.3, "subtract")
     assert torch.allclose(reward, tensor([1.0, 0.7, 0.4, -0.3], [1.0, 1.0, 1.0, 0.0]))
 
 
@@ -274,11 +293,9 @@ def test_the_cost_weight_may_differ_by_prompt(penalty):
     P = 4  # as many prompts as rollouts: a wrong broadcast raises nothing
     correct, cost, gate = torch.ones(P, P), torch.ones(P, P), torch.ones(P)
     weights = torch.tensor([0.0, 0.1, 0.2, 0.5])
-    reward = gspo.shaped_reward(correct, cost, gate, weights, penalty)
+    reward = shaped(correct, cost, gate, weights, penalty)
     for p in range(P):
-        assert torch.equal(
-            reward[p : p + 1], gspo.shaped_reward(correct[:1], cost[:1], gate[:1], weights[p].item(), penalty)
-        )
+        assert torch.equal(reward[p : p + 1], shaped(correct[:1], cost[:1], gate[:1], weights[p].item(), penalty))
     assert reward[:, 0].tolist() == pytest.approx([1.0, 0.9, 0.8, 0.5])
 
 
@@ -286,14 +303,14 @@ def test_the_cost_weight_may_differ_by_prompt(penalty):
 def test_a_right_answer_never_gets_less_than_a_wrong_one(cost):
     """Catches a missing cap: a costly right answer would be taught away from."""
     correct, spent = tensor([1.0, 0.0]), tensor([cost, 0.0])
-    right, wrong = gspo.shaped_reward(correct, spent, vector(1.0), 0.7)[0].tolist()
+    right, wrong = shaped(correct, spent, vector(1.0), 0.7)[0].tolist()
     assert 0 == wrong < right <= 1
 
 
 def test_integer_correctness_is_accepted():
     """Catches a charge that is rounded to an integer because correctness is one."""
     correct = torch.tensor([[1, 0]])
-    assert gspo.shaped_reward(correct, torch.ones(1, 2), torch.ones(1), 0.25).tolist() == [[0.75, 0.0]]
+    assert shaped(correct, torch.ones(1, 2), torch.ones(1), 0.25).tolist() == [[0.75, 0.0]]
 
 
 # --- advantages -------------------------------------------------------------------------------------------------
@@ -372,7 +389,7 @@ def test_advantages_of_a_group_sum_to_zero(scale):
 def test_with_seven_native_and_one_calling_answer_lambda_cancels(penalty, cost_weight):
     """Catches a change of the group scale that the design notes: +0.378 and -2.646 whatever lambda is."""
     correct, cost = torch.ones(1, 8, dtype=torch.float64), tensor([0.0] * 7 + [1.0])
-    reward = gspo.shaped_reward(correct, cost, vector(1.0), cost_weight, penalty)
+    reward = shaped(correct, cost, vector(1.0), cost_weight, penalty)
     advantages = gspo.group_advantages(reward, "group")
     assert advantages[0].tolist() == pytest.approx([1 / math.sqrt(7)] * 7 + [-math.sqrt(7)])
     assert (round(advantages[0, 0].item(), 3), round(advantages[0, 7].item(), 3)) == (0.378, -2.646)
@@ -386,7 +403,7 @@ def test_with_seven_native_and_one_calling_answer_lambda_cancels(penalty, cost_w
     [
         lambda: gspo.confidence(CORRECT, USED, "natve"),
         lambda: gspo.gate(torch.ones(2), "natve", 0.5),
-        lambda: gspo.shaped_reward(RIGHT, COST, ONE_OPEN, 0.3, "natve"),
+        lambda: gspo.shaped_reward(RIGHT, COST, "natve"),
         lambda: gspo.group_advantages(REWARD, "natve"),
         lambda: gspo.log_ratio(REWARD, REWARD, REWARD > 0, "natve"),
         lambda: gspo.gspo_loss(REWARD, REWARD, REWARD > 0, REWARD[:, 0], 0.2, 0.2, "natve"),
@@ -397,3 +414,9 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_ones(call):
     """Catches a misspelt option that silently falls through to a default."""
     with pytest.raises(ValueError, match="'natve', allowed: .*,"):
         call()
+
+
+def test_the_examples_of_the_docstrings_are_what_happens():
+    """Catches a worked number that the code no longer computes."""
+    failed, attempted = doctest.testmod(gspo)
+    assert failed == 0 and attempted > 0

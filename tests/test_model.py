@@ -145,6 +145,41 @@ def test_load_returns_what_save_wrote(shape, dtype, tmp_path):
     assert (loaded.lm_head.weight is loaded.embed_tokens.weight) == shape[0]
 
 
+def test_a_model_saved_like_another_keeps_what_it_does_not_write(tmp_path):
+    """Would catch a checkpoint without its tokenizer or a config field of somebody else's, and one that still holds the
+    old weights: a second file of them, an index, or the config fields that they had."""
+    like, out = (
+        write_checkpoint(tmp_path / "like", config_of(*SHAPES[1]), max_position_embeddings=777),
+        tmp_path / "out",
+    )
+    for name in ("tokenizer.json", "generation_config.json", "LICENSE"):
+        (like / name).write_text(f"the {name} that came with it")
+    stale = ("model.safetensors.index.json", "model-00001-of-00002.safetensors", "pytorch_model.bin", "state.json")
+    for name in stale:
+        (like / name).write_text("{}")
+    (like / "figures").mkdir()
+    saved = randomise(model.Qwen3(config_of(*SHAPES[0])), seed=5)
+    model.save(saved, out, like=like)
+    kept = {path.name: path.read_text() for path in out.iterdir() if path.suffix != ".safetensors"}
+    config = json.loads(kept.pop("config.json"))
+    assert kept == {
+        name: f"the {name} that came with it" for name in ("tokenizer.json", "generation_config.json", "LICENSE")
+    }
+    assert [path.name for path in out.glob("*.safetensors")] == ["model.safetensors"]
+    assert config["max_position_embeddings"] == 777
+    loaded = model.load(out)
+    assert loaded.config == saved.config
+    assert torch.equal(loaded.norm.weight, saved.norm.weight)
+
+
+@pytest.mark.parametrize("name", ["torch_dtype", "dtype"])
+def test_a_model_saved_like_another_states_its_own_dtype(name, tmp_path):
+    """Would catch weights in bf16 under the fp32 of the directory that they are like; transformers 5 calls it dtype."""
+    like = write_checkpoint(tmp_path / "like", **{name: "float32"})
+    model.save(randomise(model.Qwen3(config_of(*SHAPES[0]))).bfloat16(), tmp_path / "out", like=like)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())[name] == "bfloat16"
+
+
 def test_a_loaded_model_can_be_trained(tmp_path):
     """Would catch weights that arrive without requires_grad, or a tied head that is a copy."""
     loaded = model.load(write_checkpoint(tmp_path))
