@@ -12,27 +12,35 @@ from helpers import files_under, hand_made, random_directory
 import model as model_file
 from data import Task, load_tokenizer
 from harness import metrics
-from harness.metrics import rollout_row
+from harness.metrics import logged_rows, rollout_row
+from harness.options import Neutral
 from harness.rundir import Run, load_policy, policy_directory, write_directory
 from reward import Score
+from sampler import Rollout
+from tools import Call
 
 
 @dataclass(frozen=True)
 class Options:
     steps: int = 10
     seed: int = 0
-    out: str = ""
-    resume: bool = False
-    device: str = "cpu"
-    max_rows: int = 4
+    out: Neutral[str] = ""
+    resume: Neutral[bool] = False
+    device: Neutral[str] = "cpu"
+    max_rows: Neutral[int] = 4
     policy: tuple = ("a",)
     cost_weight: float = 0.1 + 0.2
 
 
 def begin(directory, resume=False, **options) -> Run:
     run = Run(directory, Options(**options), resume)
-    run.open()
+    run.open(*fresh())
     return run
+
+
+def take_step(run: Run, step: int, text: str = "") -> None:
+    """Log a step with a rollout."""
+    run.log_step(step, {"text": text}, [{"step": step, "text": text}], 0.5, None)
 
 
 def train_a_little(model, optimizer, steps=3, seed=0):
@@ -114,11 +122,13 @@ def test_a_checkpoint_gives_back_weights_and_moments_bit_for_bit(tmp_path):
     model, optimizer = fresh()
     train_a_little(model, optimizer)
     run = begin(tmp_path / "run")
-    run.save_checkpoint(model, optimizer, random_directory(), {"step": 3})
+    take_step(run, 3)
+    run.save_checkpoint(model, optimizer, random_directory())
     resumed = Run(tmp_path / "run", Options(), True)
     other, _ = load_policy(resumed.last_checkpoint())
     other_optimizer = torch.optim.AdamW(other.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0)
-    resumed.restore_optimizer(other, other_optimizer)
+    resumed.open(other, other_optimizer)
+    assert resumed.is_resumed and resumed.state == {"step": 3, "best": None}
     before, after = optimizer.state_dict(), other_optimizer.state_dict()
     assert before["param_groups"] == after["param_groups"] and before["state"].keys() == after["state"].keys()
     for i, entry in before["state"].items():
@@ -133,9 +143,10 @@ def test_a_checkpoint_before_the_first_update_can_be_resumed(tmp_path):
     """Catches an optimizer without state, after steps that had no usable group, that cannot be saved or restored."""
     model, optimizer = fresh()
     run = begin(tmp_path / "run")
-    run.save_checkpoint(model, optimizer, random_directory(), {"step": 1})
+    take_step(run, 1)
+    run.save_checkpoint(model, optimizer, random_directory())
     resumed = Run(tmp_path / "run", Options(), True)
-    resumed.restore_optimizer(model, optimizer)
+    resumed.open(model, optimizer)
     assert optimizer.state_dict()["state"] == {}
 
 
@@ -144,7 +155,8 @@ def test_the_last_two_checkpoints_are_kept(tmp_path):
     model, optimizer = fresh()
     run = begin(tmp_path / "run")
     for step in (2, 10, 100, 1000):
-        run.save_checkpoint(model, optimizer, random_directory(), {"step": step})
+        take_step(run, step)
+        run.save_checkpoint(model, optimizer, random_directory())
     assert sorted(path.name for path in run.path.glob("step-*")) == ["step-000100", "step-001000"]
     assert run.last_checkpoint().name == "step-001000"
     assert Run(run.path, Options(), True).state["step"] == 1000
@@ -206,16 +218,19 @@ def test_logs_are_cut_to_the_checkpoint_and_lose_a_half_written_line(tmp_path):
     model, optimizer = fresh()
     run = begin(tmp_path / "run")
     for step in (1, 2, 3):
-        for name in ("metrics.jsonl", "rollouts.jsonl", "timings.jsonl"):
-            run.log(name, {"step": step, "text": "…"})
+        take_step(run, step, "…")
         if step == 2:
-            run.save_checkpoint(model, optimizer, random_directory(), {"step": 2})
+            run.save_checkpoint(model, optimizer, random_directory())
     with open(run.path / "metrics.jsonl", "ab") as file:
         file.write('{"step": 4, "accu…'.encode()[:-1])  # in the middle of a character
     begin(tmp_path / "run", resume=True)
-    for name in ("metrics.jsonl", "rollouts.jsonl", "timings.jsonl"):
+    for name, row in (
+        ("metrics.jsonl", {"text": "…"}),
+        ("rollouts.jsonl", {"text": "…"}),
+        ("timings.jsonl", {"seconds": 0.5}),
+    ):
         rows = [json.loads(line) for line in (run.path / name).read_text().split("\n")[:-1]]
-        assert rows == [{"step": 1, "text": "…"}, {"step": 2, "text": "…"}]
+        assert rows == [{"step": 1, **row}, {"step": 2, **row}]
 
 
 def test_resuming_without_a_checkpoint_starts_the_logs_again(tmp_path):
@@ -223,7 +238,8 @@ def test_resuming_without_a_checkpoint_starts_the_logs_again(tmp_path):
     run = begin(tmp_path / "run")
     run.log("metrics.jsonl", {"step": 1})
     again = begin(tmp_path / "run", resume=True)
-    assert again.state is None and (run.path / "metrics.jsonl").read_text() == ""
+    assert not again.is_resumed and again.state == {"step": 0, "best": None}
+    assert (run.path / "metrics.jsonl").read_text() == ""
 
 
 @pytest.mark.parametrize("character", ["\u2028", "\x85", "\x0c", "\r", "\n"])
@@ -231,8 +247,8 @@ def test_line_separators_of_unicode_within_a_text_do_not_break_its_line(tmp_path
     """Catches str.splitlines, which also splits at U+2028 and U+0085: rollouts would vanish on resuming."""
     model, optimizer = fresh()
     run = begin(tmp_path / "run")
-    run.log("rollouts.jsonl", {"step": 1, "text": f"a{character}b"})
-    run.save_checkpoint(model, optimizer, random_directory(), {"step": 1})
+    take_step(run, 1, f"a{character}b")
+    run.save_checkpoint(model, optimizer, random_directory())
     begin(tmp_path / "run", resume=True)
     (line,) = (run.path / "rollouts.jsonl").read_text(encoding="utf-8").removesuffix("\n").split("\n")
     assert json.loads(line)["text"] == f"a{character}b"
@@ -270,11 +286,27 @@ def test_the_best_policy_replaces_the_one_before(tmp_path):
     for step in (1, 2):
         model, optimizer = fresh()
         train_a_little(model, optimizer, steps=step)
-        run.save_best(model, random_directory(), {"step": step, "utility": 0.5})
+        run.keep_best(model, random_directory(), step, {"utility": 0.5 + step})
     best, tokenizer = load_policy(run.path)
     assert all(torch.equal(a, b) for a, b in zip(best.parameters(), model.parameters(), strict=True))
-    assert json.loads((run.path / "best" / "state.json").read_text()) == {"step": 2, "utility": 0.5}
+    assert json.loads((run.path / "best" / "state.json").read_text()) == {"step": 2, "utility": 2.5}
     assert tokenizer.control == load_tokenizer(random_directory()).control
+
+
+@pytest.mark.parametrize("utility", [0.5, 0.4])
+def test_a_policy_that_is_no_better_than_the_best_replaces_nothing(tmp_path, utility):
+    """Catches a best/ that is the last of equals, or that a resumed run, having forgotten it, overwrites."""
+    run, (model, optimizer) = begin(tmp_path / "run"), fresh()
+    run.keep_best(model, random_directory(), 1, {"utility": 0.5})
+    take_step(run, 1)
+    run.save_checkpoint(model, optimizer, random_directory())
+    kept = (run.path / "best" / "model.safetensors").read_bytes()
+    train_a_little(model, optimizer)
+    for again in (run, begin(tmp_path / "run", resume=True)):
+        again.keep_best(model, random_directory(), 2, {"utility": utility})
+        assert again.state["best"] == {"step": 1, "utility": 0.5}
+    assert (run.path / "best" / "model.safetensors").read_bytes() == kept
+    assert json.loads((run.path / "best" / "state.json").read_text()) == {"step": 1, "utility": 0.5}
 
 
 def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_an_error(tmp_path):
@@ -293,10 +325,11 @@ def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_an_error(tmp_path)
 def test_a_rollout_row_is_json_and_holds_every_part():
     """Catches a field that is lost on the way to the viewer."""
     tokenizer = load_tokenizer(random_directory())
-    task = Task("t", "low-01", "low", "trained", "math", "a b?", ("x", "y"), "5", "c d?", 1.5)
+    task = Task("t", "low-01", "low", "trained", "math", "a b?", ("x", "y"), "5", "c d?", "Be brief.", 1.5)
     rollout = hand_made(tokenizer, task, "5", called=True)
-    row = json.loads(json.dumps(rollout_row(rollout, Score(1, "5", True, 1.0, True), step=7, advantage=0.5)))
+    row = json.loads(json.dumps(rollout_row(rollout, Score(1, 0.5, "5", True, 1.0, True), step=7, advantage=0.5)))
     assert row["step"] == 7 and row["task"]["choices"] == ["x", "y"] and row["score"]["used_tool"] is True
+    assert (row["task"]["system"], row["task"]["cost_weight"], row["score"]["reward"]) == ("Be brief.", 1.5, 0.5)
     assert (tuple(row["ids"]), tuple(map(bool, row["sampled"]))) == (rollout.ids, rollout.sampled)
     assert row["calls"][0]["cost"] == 1.0 and row["stop"] == "end" and len(row["logps"]) == len(row["ids"])
 
@@ -307,9 +340,19 @@ def test_step_metrics_by_hand():
         Task(str(i), "low-01", tier, "trained", domain, "?", (), "5")
         for i, (tier, domain) in enumerate([("low", "math"), ("low", "logic"), ("high", "math")])
     ]
-    scores = [Score(c, "5", True, k, k > 0) for c, k in [(1, 0.0), (1, 2.0), (0, 0.0), (0, 0.0), (1, 1.0), (0, 1.0)]]
-    gates, kappa, no_evidence = torch.tensor([1.0, 0, 0]), torch.tensor([1.0, 0, 0.5]), torch.tensor([0, 0, 1])
-    found = metrics.step_metrics(tasks, scores, gates, kappa, no_evidence, 2)
+    scores = [
+        Score(c, float(c), "5", k < 2, k, k > 0)
+        for c, k in [(1, 0.0), (1, 2.0), (0, 0.0), (0, 0.0), (1, 1.0), (0, 1.0)]
+    ]
+    good, bad, down = (Call(None, "", 1.0, error, 0.0) for error in (None, "malformed", "engine"))
+    calls = [(), (bad, bad), (), (), (good,), (bad, down)]
+    rollouts = [
+        Rollout(tasks[i // 2], (1,), (7,) * (i + 1), (True,) * (i + 1), (0.0,) * (i + 1), calls[i], "end")
+        for i in range(6)
+    ]
+    gates, kappa = torch.tensor([1.0, 0, 0]), torch.tensor([1.0, 0, 0.5])
+    shaped = torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.75, 0.0]])
+    found = metrics.step_metrics(tasks, rollouts, scores, kappa, gates, shaped, shaped - shaped.mean(1, keepdim=True))
     assert found["accuracy"] == 0.5 and found["tool_rate"] == 0.5 and found["cost"] == pytest.approx(4 / 6)
     assert found["gate_rate"] == pytest.approx(1 / 3) and found["confidence"] == 0.5
     assert found["tier"]["low"] == pytest.approx(
@@ -317,3 +360,21 @@ def test_step_metrics_by_hand():
     )
     assert found["domain"]["math"]["cost"] == 1.0 and found["tier"]["high"]["no_evidence_rate"] == 1.0
     assert set(found["domain"]) == {"math", "logic"}
+    assert found["no_evidence_rate"] == pytest.approx(1 / 3)
+    assert found["reward"] == pytest.approx(2.75 / 6)
+    assert (found["all_right_rate"], found["all_wrong_rate"]) == pytest.approx((1 / 3, 1 / 3))
+    assert (found["unanswered"], found["tool_error_rate"]) == pytest.approx((1 / 6, 1 / 6))
+    assert (found["malformed_calls"], found["tokens"]) == (3, 3.5)
+
+
+@pytest.mark.parametrize(
+    "count, steps", [(0, []), (1, [0]), (3, [0, 4, 8]), (12, list(range(12))), (50, list(range(12)))]
+)
+def test_the_logged_rollouts_are_spread_over_the_step(count, steps):
+    """Catches a log of one group only, one that is longer than asked for, and an advantage of another rollout."""
+    task = Task("t", "low-01", "low", "trained", "math", "?", (), "5")
+    rollouts = [Rollout(task, (1,), (i,), (True,), (0.0,), (), "end") for i in range(12)]
+    scores = [Score(1, 1.0, str(i), True, 0.0, False) for i in range(12)]
+    rows = logged_rows(rollouts, scores, torch.arange(12.0), 7, count)
+    assert [(row["ids"], row["score"]["answer"], row["advantage"]) for row in rows] == [([i], str(i), i) for i in steps]
+    assert {row["step"] for row in rows} <= {7}
