@@ -13,6 +13,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -25,6 +26,8 @@ from tiny import world
 from tools import Call, encode_call
 
 ROOT = Path(__file__).resolve().parent.parent
+REAL = Path(os.environ.get("TRANSLATE_R1_DATA") or "unset")  # a folder of real data sets, for the tests that want them
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="TRANSLATE_R1_DATA names no folder of real data sets")
 VOCABULARY = 400
 torch.set_num_threads(1)
 

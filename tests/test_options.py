@@ -8,15 +8,16 @@ from collections import Counter
 
 import pytest
 import torch
-from helpers import ROOT, call_main, command, files_under, random_directory, sums, write_tasks
+from helpers import REAL, ROOT, call_main, command, files_under, needs_real, random_directory, sums, write_tasks
 from safetensors.torch import load_file, save_file
 
 import eval as eval_file
 import train
 from data import load_tasks
 from harness import options
-from harness.options import Options, TrainingOptions, parse
-from harness.tasks import evaluation_tasks, part_of, training_tasks, with_prices
+from harness.options import Amount, Options, TrainingOptions, deciding, parse
+from harness.rundir import Run
+from harness.tasks import evaluation_tasks, part_of, training_tasks, with_price, with_prices
 from tiny import world
 
 
@@ -68,25 +69,29 @@ def refused(tmp_path, capsys, data_file):
         (["--step", "3"], "--step"),  # no abbreviations: a new option would change what they mean
         (["--steps", "many"], "--steps: invalid int value: 'many'"),
         (["--gate", "sometimes"], "--gate: invalid choice: 'sometimes'"),
+        (["--gate", "native"], "--gate: invalid choice: 'native'"),  # an estimator, which is --confidence
+        (["--confidence", "always"], "--confidence: invalid choice: 'always'"),
         (["--preset", "huge"], "--preset: invalid choice: 'huge'"),
-        (["--cost-weight", "-0.1"], "--cost-weight must not be negative, is -0.1"),
+        (["--cost-weight", "-0.1"], "--cost-weight must be at least 0, is -0.1"),
         (["--cost-weight", "nan"], "--cost-weight"),
         (["--cost-weight", "inf"], "--cost-weight"),
         (["--learning-rate", "inf"], "--learning-rate"),
-        (["--threshold", "75"], "--threshold"),
+        (["--threshold", "75"], "--threshold must be between 0 and 1, is 75.0"),
         (["--group-size", "0"], "--group-size must be positive, is 0"),
-        (["--steps", "-1"], "--steps must "),
+        (["--steps", "0"], "--steps must be positive, is 0"),
+        (["--steps", "-1"], "--steps must be positive, is -1"),
         (["--minibatches", "3", "--prompts", "2"], "--prompts must be a multiple of --minibatches"),
-        (["--tool-noise", "1.5"], "noise"),
+        (["--tool-noise", "2"], "--tool-noise must be between 0 and 1, is 2.0"),
         (["--translator", "oracle"], "there is no translator 'oracle', allowed: apertium"),
         (["--translator", "recorded:nowhere.jsonl"], "nowhere.jsonl"),
         (["--max-cost", "1"], "--max-cost needs --money-per-char"),
-        (["--workers", "-1"], "--workers must not be negative"),
-        (["--decay", "1.5"], "--decay is a share"),
+        (["--workers", "-1"], "--workers must be at least 0, is -1"),
+        (["--decay", "1.5"], "--decay must be between 0 and 1, is 1.5"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--fields", "query=q"], "query"),
         (["--evaluation-data", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--data", "tiny", "--evaluation-data", "nowhere.jsonl"], "--evaluation-data is for a file"),
+        (["--data", "tiny-prices", "--evaluation-data", "nowhere.jsonl"], "--evaluation-data is for a file"),
         (["--lang-tier", "xlow"], "xlow"),  # the file has none
         (["--resume"], "no run to resume"),
     ],
@@ -235,17 +240,58 @@ def test_defaults_are_those_of_the_dataclass(cls):
 
 def test_options_are_typed():
     """Catches numbers that stay text, and switches that cannot be switched off."""
-    found = parse(train.Config, "", "--steps 7 --cost-weight 0.5 --tool-schema --no-think-block".split())
-    assert (found.steps, found.cost_weight, found.tool_schema, found.think_block) == (7, 0.5, True, False)
+    found = parse(train.Config, "", "--steps 7 --cost-weight 0.5 --tool-schema --no-think".split())
+    assert (found.steps, found.cost_weight, found.tool_schema, found.think) == (7, 0.5, True, False)
     assert parse(eval_file.EvalOptions, "", ["--policy", "a", "--policy", "b"]).policy == ("a", "b")
 
 
 def test_a_preset_is_a_set_of_defaults_that_options_override():
     """Catches a preset that wins over what the user says, or names options that do not exist."""
     found = parse(train.Config, "", ["--preset", "qwen3-4b", "--max-new-tokens", "9"])
-    assert (found.answer, found.tool_schema, found.max_new_tokens) == ("boxed", True, 9)
+    assert (found.answer_format, found.tool_schema, found.max_new_tokens) == ("boxed", True, 9)
     known = {field.name for cls in COMMANDS for field in dataclasses.fields(cls)}
     assert {name for preset in options.PRESETS.values() for name in preset} <= known
+
+
+@dataclasses.dataclass(frozen=True)
+class Forked(train.Config):
+    kl_weight: Amount = 0.25  # weight of a term that a fork adds
+
+
+def test_an_option_is_one_line(capsys):
+    """Catches a second place where an option must be named: its parser, its help, its bounds, or what decides."""
+    assert (parse(Forked, "", []).kl_weight, parse(Forked, "", ["--kl-weight", "0"]).kl_weight) == (0.25, 0.0)
+    for value in ("-1", "nan", "inf"):
+        with pytest.raises(SystemExit):
+            parse(Forked, "", ["--kl-weight", value])
+        assert f"--kl-weight must be at least 0, is {float(value)}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse(Forked, "", ["--help"])
+    assert "weight of a term that a fork adds (default: 0.25)" in " ".join(capsys.readouterr().out.split())
+    assert set(deciding(Forked)) - set(deciding(train.Config)) == {"kl_weight"}
+
+
+NEUTRAL = (
+    "preset cache money_per_char max_cost workers max_rows device evaluation_data allow_evaluation_data out resume "
+    "checkpoint_activations save_every max_tool_errors test_items log_rollouts dry_run"
+).split()
+
+
+def test_what_decides_a_result_may_not_change_on_resuming_and_the_rest_may(tmp_path):
+    """Catches an option that changes a run half way through, and a device or a limit that cannot be changed for it."""
+    config = train.Config()
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    for name, value in vars(config).items():
+        other = {bool: lambda v: not v, str: lambda v: v + "x", tuple: lambda v: (*v, "x")}.get(
+            type(value), lambda v: v + 1
+        )
+        changed = dataclasses.replace(config, **{name: other(value)})
+        if name in (*NEUTRAL, "steps"):
+            Run(tmp_path, changed, True)
+        else:
+            with pytest.raises(ValueError, match=f"differ from the run's: {name} was [^;]*$"):
+                Run(tmp_path, changed, True)
+    assert set(vars(config)) - set(NEUTRAL) == set(deciding(train.Config))
 
 
 def test_the_readme_names_only_options_that_exist():
@@ -295,23 +341,45 @@ def test_training_never_sees_held_out_languages_or_items_of_other_splits(tiers):
     assert not tests & {task.question_en for task in found}
 
 
+TENTHS = {0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8}
+
+
+def unpriced(task):
+    return dataclasses.replace(task, system=None, cost_weight=None)
+
+
 def test_prices_are_tenths_that_follow_from_the_key():
     """Catches prices that change on resuming, that never reach the ends of the range, or that touch other fields."""
     tasks = evaluation_tasks(Options(), "test", 60)["low"]
-    priced = with_prices(tasks, 0.4, "0 1")
-    assert {task.price for task in priced} == {0.0, 0.1, 0.2, 0.3, 0.4}
-    assert priced == with_prices(tasks, 0.4, "0 1") != with_prices(tasks, 0.4, "0 2")
-    assert [dataclasses.replace(task, price=None) for task in priced] == tasks == with_prices(tasks, 0.0, "0 1")
+    priced = with_prices(tasks, "0 1")
+    assert {task.cost_weight for task in priced} == TENTHS
+    assert priced == with_prices(tasks, "0 1") != with_prices(tasks, "0 2")
+    assert [unpriced(task) for task in priced] == tasks
+
+
+def test_a_price_that_is_charged_is_stated():
+    """Catches a system turn that says another price than the reward charges, and signs that do not show it."""
+    for task in with_prices(evaluation_tasks(Options(), "test", 60)["low"], "0 1"):
+        number, _, signs = task.system.removeprefix("price ").partition(" ")
+        assert (float(number), len(signs), set(signs) <= {"$"}) == (
+            task.cost_weight,
+            round(10 * task.cost_weight),
+            True,
+        )
+    task = with_price(world.render(sums()[0], "low-01"), 0.3)
+    assert (task.system, task.cost_weight) == ("price 0.3 $$$", 0.3)
 
 
 def test_a_steps_tasks_come_with_their_prices():
     """Catches a step whose prices change when it is run again, that are every step's, or that change the tasks."""
-    draw, plain = (training_tasks(TrainingOptions(max_price=price), ["low"], 0) for price in (0.4, 0.0))
-    prices = [[task.price for task in draw(step, 30)] for step in (0, 1, 1)]
-    assert set(prices[0]) == {0.0, 0.1, 0.2, 0.3, 0.4} and prices[0] != prices[1] == prices[2]
-    assert [dataclasses.replace(task, price=None) for task in draw(1, 30)] == plain(1, 30)
-    priced = evaluation_tasks(Options(), "test", 30, 0.4)["low"]
-    assert all(task.price is not None for task in priced) and evaluation_tasks(Options(), "test", 30)["low"] != priced
+    draw, plain = (training_tasks(TrainingOptions(data=name), ["low"], 0) for name in ("tiny-prices", "tiny"))
+    prices = [[task.cost_weight for task in draw(step, 60)] for step in (0, 1, 1)]
+    assert set(prices[0]) == TENTHS and prices[0] != prices[1] == prices[2]
+    assert [unpriced(task) for task in draw(1, 60)] == plain(1, 60)
+    groups, others = (evaluation_tasks(Options(data=name), "test", 30) for name in ("tiny-prices", "tiny"))
+    assert {name: [unpriced(task) for task in tasks] for name, tasks in groups.items()} == others
+    assert all({task.cost_weight for task in tasks} <= TENTHS for tasks in groups.values())
+    assert all(task.cost_weight is None for task in others["low"])
 
 
 def test_evaluation_groups_are_complete_and_paired():
@@ -344,8 +412,6 @@ def test_translations_of_a_question_fall_into_one_part_of_a_file(data_file):
 
 
 # --- evaluation data --------------------------------------------------------------------------------------------
-
-REAL = ROOT.parent / "shared" / "data"
 
 
 def jsonl(path, rows):
@@ -445,7 +511,7 @@ def test_an_evaluation_file_with_nothing_to_compare_is_refused(translated, tmp_p
         training_tasks(TrainingOptions(data=translated[0], evaluation_data=(str(tmp_path / "test.jsonl"),)), ["low"], 0)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real texts are not here")
+@needs_real
 def test_translations_of_a_real_test_set_are_told_from_other_tasks(tmp_path):
     """Catches a human translation of a test question that passes, and a task of another data set that does not."""
     for name, code, tier in (("mgsm", "es", "high"), ("xcopa", "et", "low")):
