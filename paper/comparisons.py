@@ -2,9 +2,11 @@
 
     {name: Policy} -> summarise, introspection, ... -> summary.json
 
-Called by reproduce.py and figures.py. A policy has one set of outcomes for each seed, on the same
-items, so differences are paired. [mean, deviation] is over seeds; an interval is a 95% percentile bootstrap over items
-of the mean over seeds. "Reward" is accuracy x 100, as in the paper.
+Called by reproduce.py and figures.py. A policy has one set of outcomes per seed, on the same items, so differences are
+paired. [mean, deviation] is over seeds; an interval is a 95% percentile bootstrap over items of the mean over seeds.
+"Reward" is accuracy x 100, as in the paper.
+
+Left out: the formulas, which are in measures.py, and how anything is printed (tables.py, figures.py).
 """
 
 from dataclasses import dataclass
@@ -29,6 +31,14 @@ from paper.measures import (
 TRAINED = ("high", "low", "xlow")
 HELD_OUT = tuple(f"held-out {tier}" for tier in TRAINED)
 GROUPS = (*TRAINED, *HELD_OUT, "synthetic")
+# What a gated policy is compared with. A Pareto share depends on the set, so that a share without its set says nothing.
+# The paper states its share beside an unconstrained policy, over a range of prices that our source does not give.
+SETS = (
+    ("unconstrained", "gated"),
+    ("base", "unconstrained", "gated"),
+    ("always translate", "unconstrained", "plain cost", "gated"),
+)
+RANGES = (1.0, 0.5)  # prices from 0 to this
 
 
 @dataclass(frozen=True)
@@ -115,12 +125,12 @@ def policy_summary(policy: Policy, pool: dict[str, Policy], columns: dict) -> di
 def summarise(pool: dict[str, Policy], ours: str, columns: dict) -> dict:
     """Everything about policies on the test items; `ours` names the gated policy with the default options."""
     found = {"headline": ours, "policies": {name: policy_summary(p, pool, columns) for name, p in pool.items()}}
-    family = ours.partition("-")[0]
-    headline = ["always translate", "unconstrained", ours.replace(family, "plain"), ours]
-    sets = {"the headline set": headline, "with never translate and base": ["base", "never translate", *headline]}
+    family, _, weight = ours.partition("-")
     found["at full reward"] = cheapest_at_full_reward(pool, family)
-    found["pareto"] = {title: pareto(pool, names, columns) for title, names in sets.items() if set(names) <= set(pool)}
-    found["pareto by cost weight"] = pareto_by_cost_weight(pool, family, columns)
+    sets = [members_of(names, family, weight) for names in SETS]
+    sets.append(["base", "never translate", *sets[-1]])
+    found["pareto"] = {", ".join(names): pareto(pool, names, columns) for names in sets if set(names) <= set(pool)}
+    found["pareto by set"] = pareto_by_set(pool, family, columns)
     if ours in pool:
         found["dominance"] = dominance(pool, family, columns)
         found["domains"] = domain_table(pool[ours], columns)
@@ -132,22 +142,39 @@ def summarise(pool: dict[str, Policy], ours: str, columns: dict) -> dict:
 # --- Pareto shares and frontiers --------------------------------------------------------------------------------
 
 
+def members_of(names: tuple[str, ...], family: str, weight: str) -> list[str]:
+    """The policies that a set of `SETS` means at this cost weight."""
+    return [{"plain cost": f"plain-{weight}", "gated": f"{family}-{weight}"}.get(name, name) for name in names]
+
+
+def shares_by_seed(pool: dict[str, Policy], families: dict[str, list[str]], mask, highest: float = 1.0) -> dict:
+    """Family -> [mean, deviation] over seeds of its Pareto share of the prices in [0, highest]. The same seed of all
+    policies is compared; one with a single seed takes part in each comparison."""
+    count = max(len(pool[name].seeds) for names in families.values() for name in names)
+    by_seed = [
+        pareto_shares(
+            {family: [pool[name].point(mask, seed) for name in names] for family, names in families.items()}, highest
+        )
+        for seed in range(count)
+    ]
+    return {family: spread([shares[family] for shares in by_seed]) for family in families}
+
+
 def pareto(pool: dict[str, Policy], names: list[str], columns: dict) -> dict:
     """Shares of the prices in [0, 1] for a set of policies: over the trained tiers together (mean and deviation over
     seeds; the interval is of the last policy named), and by group, domain and language."""
-    trained, count = masks(columns)["trained"], max(len(pool[name].seeds) for name in names)
+    trained = masks(columns)["trained"]
 
-    def shares(mask, seed=None) -> dict[str, float]:
-        return pareto_shares({name: [pool[name].point(mask, seed)] for name in names})
+    def shares(mask) -> dict[str, float]:
+        return pareto_shares({name: [pool[name].point(mask)] for name in names})
 
-    by_seed = [shares(trained, seed) for seed in range(count)]
     rows = np.flatnonzero(trained)
     interval = bootstrap(lambda chosen: shares(rows[chosen])[names[-1]], columns["item"][rows], 300)
     cuts = {"group": masks(columns)}
     cuts["domain"] = {name: trained & (columns["domain"] == name) for name in np.unique(columns["domain"])}
     cuts["language"] = {name: columns["language"] == name for name in np.unique(columns["language"])}
     return {
-        "trained": {name: spread([share[name] for share in by_seed]) for name in names},
+        "trained": shares_by_seed(pool, {name: [name] for name in names}, trained),
         "interval": [round(x, 4) for x in interval],
         **{
             f"by {cut}": {
@@ -159,18 +186,21 @@ def pareto(pool: dict[str, Policy], names: list[str], columns: dict) -> dict:
     }
 
 
-def pareto_by_cost_weight(pool: dict[str, Policy], family: str, columns: dict) -> dict:
-    """The headline share again at every cost weight: weight -> {policy: [mean, deviation] of its share over the trained
-    tiers}, in a set with the family's member and the plain cost's of that weight, as far as both are there."""
-    trained, found = masks(columns)["trained"], {}
-    for weight in sorted(float(name.partition("-")[2]) for name, policy in pool.items() if policy.family == family):
-        names = ["always translate", "unconstrained", f"plain-{weight:g}", f"{family}-{weight:g}"]
-        if set(names) <= set(pool):
-            by_seed = [
-                pareto_shares({name: [pool[name].point(trained, seed)] for name in names})
-                for seed in range(max(len(pool[name].seeds) for name in names))
-            ]
-            found[f"{weight:g}"] = {name: spread([shares[name] for shares in by_seed]) for name in names}
+def pareto_by_set(pool: dict[str, Policy], family: str, columns: dict) -> list[dict]:
+    """An entry per set of `SETS` and range of `RANGES`: "set", "highest price" and "shares", cost weight -> {policy:
+    [mean, deviation] of its share over the trained tiers}, of each weight at which all policies of the set are there.
+    """
+    trained = masks(columns)["trained"]
+    weights = sorted(float(policy.name.partition("-")[2]) for policy in pool.values() if policy.family == family)
+    found = []
+    for names in SETS:
+        for highest in RANGES:
+            shares = {}
+            for weight in (f"{weight:g}" for weight in weights):
+                chosen = members_of(names, family, weight)
+                if set(chosen) <= set(pool):
+                    shares[weight] = shares_by_seed(pool, {name: [name] for name in chosen}, trained, highest)
+            found.append({"set": list(names), "highest price": highest, "shares": shares})
     return found
 
 
@@ -210,20 +240,14 @@ def families(pool: dict[str, Policy]) -> dict[str, list[Policy]]:
 
 def dominance(pool: dict[str, Policy], ours: str, columns: dict) -> dict:
     """Against each other family: the share of the prices at which a call can pay where `ours` has more utility."""
-    highest, trained, members = paying_prices(pool, columns), masks(columns)["trained"], families(pool)
-    shares = {}
+    highest, trained = paying_prices(pool, columns), masks(columns)["trained"]
+    members = {family: [policy.name for policy in policies] for family, policies in families(pool).items()}
+    against = {}
     for name in members:
         if name != ours:
-            count = max(len(policy.seeds) for policy in (*members[ours], *members[name]))
-            shares[name] = spread(
-                [
-                    pareto_shares(
-                        {family: [p.point(trained, seed) for p in members[family]] for family in (name, ours)}, highest
-                    )[ours]
-                    for seed in range(count)
-                ]
-            )
-    return {"family": ours, "highest price": round(highest, 4), "against": shares}
+            pair = {name: members[name], ours: members[ours]}
+            against[name] = shares_by_seed(pool, pair, trained, highest)[ours]
+    return {"family": ours, "highest price": round(highest, 4), "against": against}
 
 
 def against_price(pool: dict[str, Policy], columns: dict, prices: list[float]) -> dict:
@@ -254,8 +278,8 @@ def by_language(outcomes: dict, name: str, columns: dict) -> np.ndarray:
 
 
 def introspection(free: list[dict], forbidden: list[dict], columns: dict) -> dict:
-    """Per domain: does the tool rate follow the language's native failure? One entry a seed in `free` and `forbidden`,
-    the same policy left to itself and with the tool masked. Rank correlation over languages, beside its ceiling."""
+    """Per domain: does the tool rate follow the language's native failure? `free` and `forbidden`: the same
+    policy left to itself and with the tool masked, per seed. Rank correlation over languages, beside its ceiling."""
     languages = len(dict.fromkeys(columns["language"]))
     domains, out = columns["domain"].reshape(languages, -1)[0], {}
     for domain in dict.fromkeys(domains.tolist()):
@@ -268,7 +292,7 @@ def introspection(free: list[dict], forbidden: list[dict], columns: dict) -> dic
         correlation = [spearman(x.mean(1), y.mean(1)) for x, y in pairs]
         ceiling = [split_half_ceiling(x, y) for x, y in pairs]
         out[domain] = {
-            "items a cell": int(cell.sum()),
+            "items per cell": int(cell.sum()),
             "span of native accuracy": round(float(np.ptp(failure)), 3),
             "rank correlation": spread(correlation),
             "ceiling": spread(ceiling),

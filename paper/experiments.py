@@ -2,7 +2,9 @@
 
     train.py's defaults -> all_jobs -> [Job]
 
-Called by reproduce.py, which runs them. To compare an idea of your own, add its options here.
+Called by reproduce.py, which runs them. To compare an idea of your own, add a job with its options here.
+
+Left out: seeds and the number of items, which are options of reproduce.py, and how a job is run (runs.py).
 """
 
 import re
@@ -36,7 +38,7 @@ class Job:
 
 def headline(default: Config) -> str:
     """The name of the gated policy with train.py's default options."""
-    return f"{default.gate}-{default.cost_weight:g}"
+    return f"{default.confidence}-{default.cost_weight:g}"
 
 
 def weights(default: Config, quick: bool = False) -> list[float]:
@@ -51,19 +53,19 @@ def all_jobs(default: Config, quick: bool = False, bases: tuple[str, ...] = ()) 
         Job("forbidden", "main", "--max-calls 0", ("test/forbidden",)),
         Job("unconstrained", "main", "--gate never --cost-weight 0"),
     ]
-    others = [gate for gate in ESTIMATORS if gate != default.gate]
-    for gates, count in ((("plain", default.gate), len(GRID)), (others, 3)):
+    others = [estimator for estimator in ESTIMATORS if estimator != default.confidence]
+    for families, count in ((("plain", default.confidence), len(GRID)), (others, 3)):
         for weight in weights(default, quick)[:count]:
-            for gate in gates:
-                name = f"{gate}-{weight:g}"
-                words = PLAIN if gate == "plain" else f"--gate {gate}"
+            for family in families:
+                name = f"{family}-{weight:g}"
+                words = PLAIN if family == "plain" else f"--confidence {family}"
                 evaluations = EVERYTHING if name == headline(default) else FREELY
                 jobs.append(Job(name, "main", f"{words} --cost-weight {weight:g}", evaluations))
     if quick:
         return jobs
     asked = tuple(f"test/free/{price:g}" for price in PRICES)
     # every call at the price that is told: where most calls are free, as with the gate, there is little to follow
-    jobs.append(Job("priced", "price", f"--model tiny/priced --max-price {PRICES[-1]:g} {PLAIN}", asked))
+    jobs.append(Job("priced", "price", f"--model tiny/priced --data tiny-prices {PLAIN}", asked))
     for study, settings in ablations(default, bases).items():
         for setting in settings:
             words = setting.removeprefix("base")
@@ -84,21 +86,22 @@ def ablations(default: Config, bases: tuple[str, ...]) -> dict[str, list[str]]:
     models = (default.model, "tiny/eager", *bases)  # tiny/eager uses the tool in half of the items
     by_gspo = "--advantage-scale group --ratio sequence"
     objectives = ("--advantage-scale none --ratio token", "--advantage-scale group --ratio token", by_gspo)
-    charged = [f"{p} --cost-weight {weight}" for weight in (0.2, 0.8) for p in (PLAIN, f"--gate {default.gate}")]
+    gated = f"--confidence {default.confidence}"
+    charged = [f"{policy} --cost-weight {weight}" for weight in (0.2, 0.8) for policy in (PLAIN, gated)]
     return {
         "advantage scale and ratio": [f"--advantage-scale {s} --ratio {r}" for s in SCALES for r in RATIOS],
-        "estimator, with GSPO's scale and ratio": [f"--gate {estimator} {by_gspo}" for estimator in ESTIMATORS],
+        "estimator, with GSPO's scale and ratio": [f"--confidence {estimator} {by_gspo}" for estimator in ESTIMATORS],
         "gate and penalty": [f"--gate {g} --penalty {p}" for g in (default.gate, "always") for p in PENALTIES],
         "threshold": [f"--threshold {threshold:g}" for threshold in (0.5, 0.75, 0.95, 1)],
         "cost weight": [f"--cost-weight {weight:g}" for weight in (0.05, 0.1, 0.2, 0.4, 0.8)],
         "cost weight, plain cost": [f"{PLAIN} --cost-weight {weight:g}" for weight in (0.1, 0.2, 0.4)],
-        "estimator": [f"--gate {estimator}" for estimator in ESTIMATORS],
+        "estimator": [f"--confidence {estimator}" for estimator in ESTIMATORS],
         "does the plain cost over-suppress": [
             f"{policy} {objective}" for objective in objectives for policy in ("--gate never --cost-weight 0", *charged)
         ],
         "steps": [f"--steps {default.steps * factor // 2}" for factor in (1, 2, 4)],
         "group size": [f"--group-size {size} --prompts {256 // size}" for size in (4, 8, 16)],  # 256 rollouts
-        "prompts a step": [f"--prompts {prompts}" for prompts in (SMALL["--prompts"], default.prompts)],
+        "prompts per step": [f"--prompts {prompts}" for prompts in (SMALL["--prompts"], default.prompts)],
         "tool noise": [f"{policy} --tool-noise {noise:g}" for noise in (0, 0.02, 0.1) for policy in policies],
         "tool rate of the base": [f"{policy} --model {model}" for model in models for policy in policies],
     }

@@ -2,7 +2,7 @@
 
     outcomes of items (correct, cost, ...) -> a point (accuracy, cost) -> shares, ratios, correlations
 
-Off the reading path: pure functions over numpy arrays, one item an entry. Nothing here knows about models or files.
+Called by comparisons.py. Pure functions over numpy arrays, one entry per item; nothing here knows of models or files.
 
 Left out: p-values. Intervals are paired bootstraps over items, as in eval.py.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-Point = tuple[float, float]  # accuracy and cost a task, of one policy
+Point = tuple[float, float]  # accuracy and cost per task, of one policy
 
 
 def utility(point: Point, price):
@@ -21,7 +21,7 @@ def utility(point: Point, price):
 
 
 def frontier(points: list[Point], price):
-    """A family's utility: at each price that of its best member."""
+    """A family's utility: at each price that of its best member there."""
     return np.max([utility(point, price) for point in points], axis=0)
 
 

@@ -1,15 +1,18 @@
-"""What is evaluated, and what happened to each item, packed into a small file.
+"""Result files: what is evaluated, and what happened to each item, packed small.
 
-    item_set -> tasks;  pack -> results/NAME-SEED-KEY.json -> load_result -> outcomes
+    item_set -> tasks;  pack -> save_result -> paper/results/runs/NAME-SEED-KEY.json -> load_result -> outcomes
 
-The items of a part follow from their number alone, so a result file holds no questions: only
-whether each answer was right, whether the tool was used, and at what cost, in the order of the items.
+The items of a part follow from their number alone, so a result file holds no questions: only whether each answer was
+right, whether the tool was used, and at what cost, in the order of the items.
+
+Left out: rollouts. What a policy wrote is in its run directory, and not kept.
 """
 
 import base64
 import functools
 import hashlib
 import json
+import os
 import zlib
 from pathlib import Path
 
@@ -72,8 +75,21 @@ def items_digest(count: int) -> str:
     return hashlib.sha256(questions.encode()).hexdigest()[:12]
 
 
-def key_of(settings: dict) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+def key_of(configuration: dict) -> str:
+    """The key of a result: equal configurations have equal keys, whatever the order of their options."""
+    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:10]
+
+
+FIELDS = ("name", "seed", "command", "configuration", "machine", "seconds", "best", "curves", "outcomes")
+
+
+def save_result(path: Path, result: dict) -> None:
+    """Write those of `FIELDS` that there are, one line each: small, and a diff says which of them changed."""
+    lines = [f'"{name}":{json.dumps(result[name], separators=(",", ":"))}' for name in FIELDS if name in result]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    os.replace(partial, path)
 
 
 def load_result(key: str, directory: Path) -> dict | None:
@@ -90,7 +106,9 @@ def load_result(key: str, directory: Path) -> dict | None:
                 found, due = len(unpack(text, UNITS[name])), len(item_set(label.split("/")[0], count))
                 require(found == due, f"{label} {name} has {found} items, not {due}")
     except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
-        raise ValueError(f"{path}: not a result of reproduce.py ({error!r}); delete it to have it made again") from None
+        raise ValueError(
+            f"{path}: not a result of paper.reproduce ({error!r}); delete it to have it made again"
+        ) from None
     return {**result, "path": path}
 
 

@@ -24,7 +24,6 @@ import argparse
 import random
 import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,13 +31,15 @@ import torch.nn.functional as F
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tqdm import tqdm
 
-from data import encode_call, encode_prompt, encode_tool_turn, load_tokenizer
+from data import Chat, encode_prompt, encode_tool_turn, load_tokenizer
 from eval import breakdown, evaluate, summary
 from harness.options import Options
 from harness.rundir import load_policy
+from harness.tasks import with_price
 from model import Config, Qwen3, save
 from tiny.languages import WORLD, Language, LexiconTranslator, languages, stray_languages
 from tiny.world import Item, items, render, tasks
+from tools import encode_call
 
 SHARE = {"base": 0.22, "high": 0.51, "low": 0.19, "xlow": 0.04, "stray": 0.04}  # of the documents
 STRAYS = 200  # languages that are seen in a few documents each: the base meets unknown languages, as in real life
@@ -100,8 +101,8 @@ def document(
     share `tool_rate` of the answers uses the tool, beside those that only show a translation (`PARALLEL`)."""
     task = render(item, language)
     if priced and rng.random() < priced:
-        task = replace(task, price=rng.randint(0, 10) / 10)
-    ids = encode_prompt(task, tokenizer, think=True, tools=False)
+        task = with_price(task, rng.randint(0, 10) / 10)
+    ids = encode_prompt(task, tokenizer, Chat())
     weights = [0.0] * len(ids)
     draw = rng.random()
     parallel = language.code != "en" and draw < PARALLEL
@@ -182,10 +183,11 @@ def accept(directory, count: int, price: float | None = None) -> None:
     translator = LexiconTranslator(options.tool_noise)
     groups = {"english": ["en"], **{tier: languages(tier) for tier in ("high", "low", "xlow", "synthetic")}}
     stated = "" if price is None else f", price {price:g} in the prompt"
-    print(f"{count} validation items a tier, temperature 1, tool noise {options.tool_noise}{stated}")
+    print(f"{count} validation items per tier, temperature 1, tool noise {options.tool_noise}{stated}")
     print(f"{'':12}{'forbidden':>10}{'forced':>8}{'free':>8}{'tool rate':>11}   forbidden / forced by domain")
     for name, codes in groups.items():
-        drawn = [replace(task, price=price) for task in tasks("validation", codes, count, "acceptance")]
+        drawn = tasks("validation", codes, count, "acceptance")
+        drawn = drawn if price is None else [with_price(task, price) for task in drawn]
         modes = {m: evaluate(model, tokenizer, drawn, translator, options, m) for m in ("forbidden", "forced", "free")}
         f, t, free = (100 * summary(modes[m])["accuracy"] for m in modes)
         by_domain = {m: breakdown(modes[m], lambda task: task.domain) for m in ("forbidden", "forced")}
@@ -243,10 +245,10 @@ def main() -> None:
     parser.add_argument("--out", help="directory to write (default: tiny/base, tiny/priced or tiny/eager)")
     parser.add_argument("--english-steps", type=int, default=600, help="steps on English alone, first")
     parser.add_argument("--steps", type=int, default=2700, help="steps on the mixture")
-    parser.add_argument("--batch-size", type=int, default=128, help="documents a step")
+    parser.add_argument("--batch-size", type=int, default=128, help="documents per step")
     parser.add_argument("--vocab-size", type=int, default=2000, help="ids of the tokenizer, added tokens included")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the documents")
-    parser.add_argument("--items", type=int, default=1000, help="validation items a tier to measure the result on")
+    parser.add_argument("--items", type=int, default=1000, help="validation items per tier to measure the result on")
     parser.add_argument("--only-measure", action="store_true", help="measure the model in --out, train nothing")
     parser.add_argument("--course", choices=COURSES, help="do not start anew: give tiny/base one more course")
     parser.add_argument("--course-steps", type=int, default=500, help="steps of that course")
