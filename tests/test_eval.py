@@ -12,10 +12,10 @@ from helpers import call_main, command, hand_made, random_directory, sums, write
 import eval as eval_file
 import model as model_file
 from data import Task, load_tokenizer
-from eval import breakdown, compare, compare_table, evaluate, paired_difference, summary, table
+from eval import breakdown, compare, evaluate, paired_difference, summary
 from harness.metrics import rollout_row
 from harness.options import Options
-from harness.viewer import show
+from harness.viewer import compare_table, show, table
 from reward import Score
 from tiny.languages import LexiconTranslator
 from tiny.world import render
@@ -25,7 +25,7 @@ TOKENIZER = load_tokenizer(random_directory())
 
 def outcome(correct, cost=0.0, domain="math", language="low-01", answered=True):
     task = Task("t", language, "low", "trained", domain, "a b?", (), "5", "how many?")
-    return hand_made(TOKENIZER, task, "5", called=cost > 0), Score(correct, "5", answered, cost, cost > 0)
+    return hand_made(TOKENIZER, task, "5", called=cost > 0), Score(correct, float(correct), "5", answered, cost, cost > 0)
 
 
 FOUR = [outcome(1), outcome(0, answered=False), outcome(1, 1.5, "logic"), outcome(0, 0.5, "logic", "low-02")]
@@ -205,7 +205,7 @@ def test_the_viewer_names_a_line_that_is_no_rollout(logged, line):
 def test_the_viewer_reads_lines_that_hold_unicode_line_separators(logged):
     """Catches str.splitlines, which also splits at U+2028."""
     task = Task("t", "low-01", "low", "trained", "math", "a\u2028b?", (), "5")
-    row = rollout_row(hand_made(TOKENIZER, task, "5"), Score(1, "5", True, 0.0, False), step=4, advantage=0.0)
+    row = rollout_row(hand_made(TOKENIZER, task, "5"), Score(1, 1.0, "5", True, 0.0, False), step=4, advantage=0.0)
     with open(logged, "a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
     out = io.StringIO()
@@ -270,7 +270,7 @@ def test_a_translator_that_fails_is_told_beside_the_figures(tmp_path, capsys):
     words = ["--policy", random_directory(), "--tiers", "low", "--items", 3, "--max-new-tokens", 60, "--mode", "forced"]
     call_main(eval_file.main, *words, "--translator", f"recorded:{tmp_path / 'none.jsonl'}")
     printed = capsys.readouterr().out
-    assert "3 test items a group" in printed and "the translator failed in 100.0% of the rollouts" in printed
+    assert "3 test items per group" in printed and "the translator failed in 100.0% of the rollouts" in printed
 
 
 def test_plotting_without_matplotlib_is_one_clear_line(tmp_path, monkeypatch, capsys):
