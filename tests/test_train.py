@@ -23,8 +23,10 @@ import model as model_file
 import train
 from data import load_tokenizer
 from eval import evaluate
+from harness.guard import ToolOutage, stop_at_outage
 from harness.rundir import policy_directory
-from sampler import Rollout, rollout
+from reward import score
+from sampler import Rollout, Sampling, rollout
 from tiny.languages import LexiconTranslator
 from tiny.world import render
 from tools import Call, TranslationError
@@ -122,16 +124,8 @@ def test_old_log_probs_are_no_part_of_the_graph(batch, seen):
 def test_sampler_and_trainer_agree_on_every_log_prob(tokenizer, temperature):
     """Catches a temperature, a mask of the vocabulary or a position that the two apply differently."""
     model = policy()
-    rollouts = rollout(
-        model,
-        tokenizer,
-        TASKS,
-        8,
-        LexiconTranslator(),
-        torch.Generator().manual_seed(0),
-        temperature=temperature,
-        max_new_tokens=100,
-    )
+    sampling = Sampling(max_new_tokens=100, temperature=temperature)
+    rollouts = rollout(model, tokenizer, TASKS, 8, LexiconTranslator(), torch.Generator().manual_seed(0), sampling)
     assert any(r.calls for r in rollouts) and any(not r.calls for r in rollouts)
     logps, entropy, sampled = logprob.policy_logps(model, rollouts, temperature, tokenizer.size)
     for row, r in enumerate(rollouts):
@@ -182,9 +176,8 @@ def test_a_prompt_is_run_once_and_no_padding_is(batch):
 def test_the_mismatch_of_the_sampler_is_logged(tokenizer):
     """Catches a metric that compares tokens of different rows or positions, and so reports large differences always."""
     model = policy()
-    rollouts = rollout(
-        model, tokenizer, TASKS, 3, LexiconTranslator(), torch.Generator().manual_seed(0), max_new_tokens=100
-    )
+    generator, sampling = torch.Generator().manual_seed(0), Sampling(max_new_tokens=100)
+    rollouts = rollout(model, tokenizer, TASKS, 3, LexiconTranslator(), generator, sampling)
     advantages = torch.linspace(-1, 1, 12)
     wrong = [replace(r, logps=tuple(x - 0.5 for x in r.logps)) for r in rollouts]
     for rows, expected in ((rollouts, 0.0), (wrong, 0.5)):
@@ -344,7 +337,7 @@ def test_an_engine_failure_is_left_out_of_confidence_and_loss():
         def translate(self, texts, source, target="en"):
             raise TranslationError("no route to host")
 
-    metrics, rows, _ = one_step(replace(ALL, gate="group", advantage_scale="none"), Down())
+    metrics, rows, _ = one_step(replace(ALL, confidence="group", advantage_scale="none"), Down())
     failed = [any(call["error"] == "engine" for call in row["calls"]) for row in rows]
     assert 0 < sum(failed) < len(rows)
     assert metrics["tool_error_rate"] == pytest.approx(sum(failed) / len(rows))
@@ -361,34 +354,86 @@ def test_an_engine_failure_is_left_out_of_confidence_and_loss():
 
 def test_probe_confidence_comes_from_extra_rollouts_without_the_tool(tokenizer):
     """Catches a probe that may call, or that shares its uniform numbers with the group."""
-    config = replace(ALL, gate="probe", probe_rollouts=16)
+    config = replace(ALL, confidence="probe", probe_rollouts=16)
     metrics, rows, _ = one_step(config)
-    extra = rollout(
-        policy(),
-        tokenizer,
-        TASKS,
-        16,
-        LexiconTranslator(),
-        train.generator(0, 0, 1),
-        mode="forbidden",
-        max_new_tokens=100,
-    )
+    sampling = Sampling(max_new_tokens=100, mode="forbidden")
+    extra = rollout(policy(), tokenizer, TASKS, 16, LexiconTranslator(), train.generator(0, 0, 1), sampling)
     correct = [train.score(r, tokenizer).correct for r in extra]
     assert not any(r.calls for r in extra)
     assert metrics["confidence"] == pytest.approx(sum(correct) / len(correct))
     assert without_seconds(rows) == without_seconds(one_step(ALL)[1])  # the group itself is the same
 
 
-def test_a_stated_price_is_what_a_call_costs():
-    """Catches a price that reaches the prompt and not the reward: lambda would be the same for all prompts."""
-    config = replace(ALL, gate="always", penalty="subtract", cost_weight=0.5)
-    priced = [replace(task, price=price) for task, price in zip(TASKS, (0.0, 0.2, 1.0, None), strict=True)]
-    _, rows, _ = one_step(config, tasks=priced)
+WEIGHTED = [replace(task, cost_weight=weight) for task, weight in zip(TASKS, (0.0, 0.2, 1.0, None), strict=True)]
+
+
+def test_a_tasks_own_cost_weight_is_what_a_call_costs(tokenizer, monkeypatch):
+    """Catches a weight that reaches the prompt and not the reward, or 0 that is taken for none: lambda would be the
+    same for all prompts."""
+
+    def made(model, tokenizer, tasks, group_size, *rest):
+        return [
+            hand_made(tokenizer, t, t.answer if i % 3 else "?", i % 2 == 0) for t in tasks for i in range(group_size)
+        ]
+
+    monkeypatch.setattr(train, "rollout", made)
+    _, rows, _ = one_step(replace(ALL, gate="always", penalty="subtract", cost_weight=0.5), tasks=WEIGHTED)
     for p, weight in enumerate((0.0, 0.2, 1.0, 0.5)):
         group = [row["score"] for row in rows[8 * p : 8 * p + 8]]
         reward = torch.tensor([s["correct"] - weight * s["cost"] for s in group])
         expected = (reward - reward.mean()).tolist()
         assert [row["advantage"] for row in rows[8 * p : 8 * p + 8]] == pytest.approx(expected, abs=1e-4)
+        assert {s["cost"] for s in group} == {0.0, 1.0} and {s["correct"] for s in group} == {0, 1}
+
+
+def test_the_utility_of_a_validation_charges_each_task_its_own_weight(tokenizer, monkeypatch):
+    """Catches a best/ that is chosen by --cost-weight alone, where the tasks state other prices."""
+
+    def made(policy, tokenizer, tasks, *rest, **options):
+        rollouts = [hand_made(tokenizer, task, task.answer, called=True) for task in tasks]
+        return [(r, score(r, tokenizer)) for r in rollouts]
+
+    monkeypatch.setattr(train, "evaluate", made)
+    config = replace(ALL, lang_tier="low", cost_weight=0.5)
+    found = train.validate(policy(), tokenizer, {"low": WEIGHTED}, LexiconTranslator(), config)
+    assert found["utility"] == pytest.approx(1 - (0.0 + 0.2 + 1.0 + 0.5) / 4)
+    assert (found["tier"]["low"]["accuracy"], found["tier"]["low"]["cost"]) == (1.0, 1.0)
+
+
+def test_the_reward_of_a_score_is_what_is_optimised(monkeypatch):
+    """Catches shaping by `correct`, under which a fork's partial credit would change nothing, and a confidence or an
+    accuracy that is taken from the reward."""
+    given, shaped_reward = [], gspo.shaped_reward
+    monkeypatch.setattr(train, "score", lambda *args: replace(score(*args), correct=1, reward=0.5))
+    monkeypatch.setattr(gspo, "shaped_reward", lambda *args: given.append(args[0]) or shaped_reward(*args))
+    metrics, rows, _ = one_step(replace(ALL, penalty="subtract", gate="always", cost_weight=0.5))
+    assert [reward.tolist() for reward in given] == [[[0.5] * 8] * 4]
+    costs = torch.tensor([row["score"]["cost"] for row in rows]).view(4, 8)
+    shaped = 0.5 - 0.5 * costs
+    assert metrics["reward"] == pytest.approx(shaped.mean().item(), abs=1e-6) and costs.any()
+    expected = (shaped - shaped.mean(1, keepdim=True)).flatten().tolist()
+    assert [row["advantage"] for row in rows] == pytest.approx(expected, abs=1e-4)
+    assert metrics["accuracy"] == 1.0 and {row["score"]["reward"] for row in rows} == {0.5}
+
+
+@pytest.mark.parametrize("failed, allowed", [(0, 0.0), (2, 0.5), (2, 0.75), (4, 1.0)])
+def test_an_engine_may_fail_in_the_share_that_is_allowed(tokenizer, failed, allowed):
+    """Catches >= for >: --max-tool-errors 1 could not switch the guard off, and a sound step would stop at 0."""
+    stop_at_outage(rollouts_with(tokenizer, failed), allowed)
+
+
+@pytest.mark.parametrize("failed, allowed", [(1, 0.0), (3, 0.5), (4, 0.75)])
+def test_more_failures_than_that_stop_the_run_and_say_why(tokenizer, failed, allowed):
+    """Catches an outage without its share and the engine's own words."""
+    with pytest.raises(ToolOutage, match=rf"{failed / 4:.0%} of the rollouts \(error: no route\)"):
+        stop_at_outage(rollouts_with(tokenizer, failed), allowed)
+
+
+def rollouts_with(tokenizer, failed: int):
+    """Four rollouts; in the last ones of them the engine failed, after a call that it answered."""
+    calls = (Call("a", "b", 1.0, None, 0.0), Call("a", "error: no route", 0.0, "engine", 0.0))
+    made = [hand_made(tokenizer, TASKS[0], "3") for _ in range(4)]
+    return [replace(r, calls=calls if i >= 4 - failed else calls[:1]) for i, r in enumerate(made)]
 
 
 def test_generators_of_steps_purposes_and_seeds_differ():
