@@ -131,11 +131,10 @@ def updated(directory, resume, step, rollouts, advantages):
     model, _ = load_policy(run.last_checkpoint() if resume else base_directory_of(directory))
     model = distributed.shard(model, torch.float32)
     optimizer = train.adamw(model, config)
-    if resume:
-        run.restore_optimizer(model, optimizer)
-    run.open()
-    train.update(model, optimizer, rollouts, advantages, config, 400)
-    run.save_checkpoint(model, optimizer, base_directory_of(directory), {"step": step})
+    run.open(model, optimizer)
+    metrics = train.update(model, optimizer, rollouts, advantages, config, 400)
+    run.log_step(step, metrics, [], 0.0, None)
+    run.save_checkpoint(model, optimizer, base_directory_of(directory))
 
 
 def base_directory_of(directory) -> Path:
