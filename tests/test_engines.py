@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import REAL, needs_real
 from tests.servers import Reply, apy, chat, libre, serving, silent
 from tools import TranslationError
 from translation.engines import API_KEY, LARGEST, ROUTES, Apertium, Apy, ChatEngine, Libre, Recorded, TransientError
 from translation.service import open_engine
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the recorded translations are not here")
 PAIRS = Path("/usr/share/apertium/modes")
 needs_apertium = pytest.mark.skipif(
     not (shutil.which("apertium") and (PAIRS / "eng-spa.mode").exists()),
@@ -353,22 +352,22 @@ def test_a_changed_recording_is_another_version(tmp_path):
     assert Recorded(write(tmp_path, GOOD, GOOD)).version == first
 
 
-@needs_shared
+@needs_real
 def test_recorded_translations_of_a_real_engine_can_be_used():
     """Would catch a format that the recordings at hand do not have."""
     engine = open_engine(
-        f"recorded:{SHARED}/apertium_to_en.jsonl?source=lang&translation=translation_en"
-        f"&text=question&texts={SHARED}/mgsm.jsonl"
+        f"recorded:{REAL}/apertium_to_en.jsonl?source=lang&translation=translation_en"
+        f"&text=question&texts={REAL}/mgsm.jsonl"
     )
-    rows = [json.loads(line) for line in open(SHARED / "mgsm.jsonl", encoding="utf-8")]
+    rows = [json.loads(line) for line in open(REAL / "mgsm.jsonl", encoding="utf-8")]
     for language in ("es", "fr"):
         questions = [row["question"] for row in rows if row["lang"] == language]
         answers = engine.translate(questions, language)
         assert len(answers) == 250 and "How " in answers[0]
     back = open_engine(
-        f"recorded:{SHARED}/apertium_roundtrip.jsonl?source=lang&text=translation&translation=back_translation"
+        f"recorded:{REAL}/apertium_roundtrip.jsonl?source=lang&text=translation&translation=back_translation"
     )
-    row = json.loads(open(SHARED / "apertium_roundtrip.jsonl", encoding="utf-8").readline())
+    row = json.loads(open(REAL / "apertium_roundtrip.jsonl", encoding="utf-8").readline())
     assert back.translate([row["translation"]], "es") == [row["back_translation"]]
 
 

@@ -1,13 +1,12 @@
-"""Three steps in the real setting at the smallest size: the published shape and chat format, real questions, and the
-recorded answers of a real engine.
+"""Three steps in the real setting at the smallest size: the published shape and chat format, questions in two real
+languages as a file of somebody else's holds them, and recorded answers of an engine.
 
 The model is Qwen3-0.6B in every dimension but two: 1 layer instead of 28, and as many rows in the head as its tokenizer
-has ids, 3,000 instead of 151,936. Its weights are random, so it is never right; who is right is decided otherwise, so
+has ids, 600 instead of 151,936. Its weights are random, so it is never right; who is right is decided otherwise, so
 that there is something to learn from.
 """
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,50 +15,68 @@ from helpers import call_main
 import data
 import model as model_file
 import train
-from data import TOOL_SCHEMA, Chat, load_tasks, load_tokenizer
+from data import Chat, load_tasks, load_tokenizer
 from harness.options import BOXED
 from paper.pretrain import train_tokenizer
 from reward import Score, score
-from sampler import rollout
+from sampler import Sampling, rollout
+from tools import SCHEMA
 from translation.service import open_engine
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-pytestmark = pytest.mark.skipif(not (DATA / "mgsm.jsonl").is_file(), reason="the recorded data are not beside the code")
-LANGUAGES = ("es", "fr")
+# Each question as it stands in a file, then as an engine made English of it: not always well.
+TEXTS = {
+    "es": [
+        ("Ana tiene {a} manzanas y compra {b} más. ¿Cuántas manzanas tiene?", "Ana has {a} apples and buy {b} more."),
+        ("Un tren sale con {a} viajeros y suben {b}. ¿Cuántos hay?", "A train goes out with {a} and go up {b}."),
+        ("Luis leyó {a} páginas ayer y {b} hoy. ¿Cuántas leyó?", "Luis read {a} pages yesterday and {b} today."),
+    ],
+    "fr": [
+        ("Anne a {a} pommes et en achète {b} de plus. Combien en a-t-elle ?", "Anne has {a} apples and buys {b}."),
+        ("Un train part avec {a} voyageurs et {b} montent. Combien sont-ils ?", "A train leaves with {a}, {b} go up."),
+        ("Louis a lu {a} pages hier et {b} aujourd'hui. Combien en a-t-il lu ?", "Louis has read {a}, {b} today."),
+    ],
+}
+ROWS = [
+    {
+        "id": f"sum-{number}-{a}-{b}-{language}",
+        "lang": language,
+        "question": question.format(a=a, b=b),
+        "answer": str(a + b),
+        "question_en": f"What is {a} and {b}? ({number})",
+        "translation_en": translation.format(a=a, b=b),
+    }
+    for language, texts in TEXTS.items()
+    for number, (question, translation) in enumerate(texts)
+    for a, b in [(2, 3), (16, 5), (7, 11), (40, 2), (9, 9), (125, 30), (8, 64), (31, 4), (3, 70), (52, 28)]
+]
 
 
-def rows(name: str) -> list[dict]:
-    return [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
-
-
-@pytest.fixture(scope="module")
-def questions():
-    """The questions of two trained languages; English has no tier and would be refused."""
-    return [row for row in rows("mgsm.jsonl") if row["lang"] in LANGUAGES]
-
-
-@pytest.fixture(scope="module")
-def recorded():
-    """The engine that has the answers to MGSM's questions: the file names them by the id of the question."""
-    fields = f"source=lang&translation=translation_en&text=question&texts={DATA / 'mgsm.jsonl'}"
-    return f"recorded:{DATA / 'apertium_to_en.jsonl'}?{fields}"
-
-
-@pytest.fixture(scope="module")
-def task_file(questions, tmp_path_factory):
-    path = tmp_path_factory.mktemp("tasks") / "mgsm.jsonl"
-    short = sorted(questions, key=lambda row: len(row["question"]))[:120]
-    path.write_text("".join(json.dumps(row) + "\n" for row in short), encoding="utf-8")
+def write(path, *names: str):
+    """These fields of all rows, as JSONL."""
+    rows = ({name: row[name] for name in ("id", "lang", *names)} for row in ROWS)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
 @pytest.fixture(scope="module")
-def policy_dir(questions, tmp_path_factory):
+def task_file(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("tasks") / "sums.jsonl", "question", "answer", "question_en")
+
+
+@pytest.fixture(scope="module")
+def recorded(task_file):
+    """The engine that has the answers to these questions: its file names them by the id of the question."""
+    path = write(task_file.parent / "to_en.jsonl", "translation_en")
+    return f"recorded:{path}?source=lang&translation=translation_en&text=question&texts={task_file}"
+
+
+@pytest.fixture(scope="module")
+def policy_dir(tmp_path_factory):
     """A model directory as it would be downloaded, with random weights and a tokenizer of Qwen3's make."""
     directory = tmp_path_factory.mktemp("qwen3")
-    markup = [json.dumps(TOOL_SCHEMA), BOXED, data.TOOLS_INTRO, *(p for p in data.TOOLS_OUTRO if isinstance(p, str))]
-    texts = [row["question"] for row in questions[::5]] + [row["question_en"] for row in questions[::5]] + markup * 20
-    train_tokenizer(texts, 3000).save(str(directory / "tokenizer.json"))
+    markup = [json.dumps(SCHEMA), BOXED, data.TOOLS_INTRO, *(p for p in data.TOOLS_OUTRO if isinstance(p, str))]
+    texts = [row[name] for row in ROWS for name in ("question", "translation_en")] + markup * 20
+    train_tokenizer(texts, 600).save(str(directory / "tokenizer.json"))
     size = load_tokenizer(directory).size
     config = model_file.Config(
         vocab_size=size,
@@ -83,8 +100,9 @@ def test_three_steps_of_the_4b_preset(policy_dir, task_file, recorded, tmp_path,
     """Catches whatever only the real setting has: the schema turn, boxed answers, a field map, checkpointed
     activations, and their way into a checkpoint. In fp32: a CPU without bf16 units needs twice as long in bf16."""
 
-    def lucky(r, tokenizer, answer):
-        return Score(sum(r.ids) % 2, None, score(r, tokenizer, answer).format_ok, 0.0, bool(r.calls))
+    def lucky(r, tokenizer, answer_format):
+        right, format_ok = sum(r.ids) % 2, score(r, tokenizer, answer_format).format_ok
+        return Score(right, float(right), None, format_ok, 0.0, bool(r.calls))
 
     monkeypatch.setattr(train, "score", lucky)
     out = tmp_path / "run"
@@ -145,19 +163,9 @@ def test_a_recorded_translation_is_read_by_the_policy(policy_dir, task_file, rec
     """Catches a source language, a text or a field that is not the recording's, and a result that is not spliced in."""
     tasks = load_tasks(task_file, {"language": "lang"})[:2]
     model, tokenizer = model_file.load(policy_dir), load_tokenizer(policy_dir)
-    chat = Chat(BOXED, tool_schema=True, think_block=True, answer="boxed")
+    sampling = Sampling(max_new_tokens=160, mode="forced", chat=Chat(BOXED, (SCHEMA,), think=False))
     engine = open_engine(recorded)
-    for r in rollout(
-        model,
-        tokenizer,
-        tasks,
-        1,
-        engine,
-        torch.Generator().manual_seed(0),
-        mode="forced",
-        max_new_tokens=160,
-        chat=chat,
-    ):
+    for r in rollout(model, tokenizer, tasks, 1, engine, torch.Generator().manual_seed(0), sampling):
         assert r.calls[0].error is None
         assert r.calls[0].result == engine.translate([r.task.question], r.task.language)[0]
         assert f"<tool_response>\n{r.calls[0].result}\n</tool_response>" in tokenizer.decode(r.ids)
