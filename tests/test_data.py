@@ -116,6 +116,15 @@ def test_the_schema_shown_is_the_schema():
     assert len(with_tools) >= 4
 
 
+def test_each_tool_shown_is_a_line(tokenizer, official):
+    """Would catch a second tool of a fork that is not shown, or not in a line of its own, as the template has it."""
+    other = {"type": "function", "function": {"name": "count", "parameters": {"type": "object", "properties": {}}}}
+    ids = data.encode_prompt(task_of("Q?"), tokenizer, Chat(tools=(SCHEMA, other)))
+    shown = tokenizer.decode(ids).split("<tools>\n")[1].split("\n</tools>")[0]
+    assert [json.loads(line) for line in shown.split("\n")] == [SCHEMA, other]
+    assert ids == official(tokenizer.decode(ids))
+
+
 def test_the_user_turn_is_the_question_and_a_choice_a_line():
     """Would catch a prompt and a translated message that differ."""
     assert data.user_message(task_of("Q?", "a", "b")) == "Q?\na\nb"
