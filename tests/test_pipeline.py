@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import data
 import reward
 from bench import fidelity as bench
+from tests.helpers import REAL, needs_real
 from tiny import truth, world
 from tiny.languages import WORLD, LexiconTranslator
 from tools import TranslationError
@@ -29,7 +30,6 @@ from translation.protect import KINDS, Lost, cut, protect, restore
 from translation.service import BudgetSpent, Service
 
 ROOT = Path(__file__).resolve().parent.parent
-needs_real_text = pytest.mark.skipif(not bench.DATA.is_dir(), reason="the real texts are not here")
 
 
 class Engine:
@@ -390,29 +390,29 @@ def test_what_is_kept_at_ten_per_cent_noise_is_nearly_always_intact():
 # --- real text --------------------------------------------------------------------------------------------------
 
 
-@needs_real_text
+@needs_real
 @pytest.mark.parametrize(
     "language, at_most", [("es", 5), ("de", 5), ("ru", 5), ("th", 5), ("sw", 5), ("bn", 5), ("te", 5), ("fr", 10)]
 )
 def test_human_translations_pass(language, at_most):
     """Catches a check that rejects correct translations; 250 each, without a way back."""
-    verdicts = bench.human_verdicts(language)
+    verdicts = bench.human_verdicts(REAL, language)
     assert len(verdicts) == 250
     assert sum(bool(verdict.failures) for verdict in verdicts) <= at_most / 100 * 250
 
 
-@needs_real_text
+@needs_real
 def test_a_good_engine_is_kept_and_one_that_leaves_half_in_english_is_not():
     """Catches a round trip that rewards not translating."""
-    assert bench.shares(bench.recorded_verdicts("eo")[:100], ())["all"] > 0.7
-    assert bench.shares(bench.recorded_verdicts("hbs")[:100], ())["all"] == 0
+    assert bench.shares(bench.recorded_verdicts(REAL, "eo")[:100], ())["all"] > 0.7
+    assert bench.shares(bench.recorded_verdicts(REAL, "hbs")[:100], ())["all"] == 0
 
 
-@needs_real_text
+@needs_real
 def test_a_quarter_that_became_a_neighbourhood_is_rejected_by_its_value():
     """Catches a check of digits alone, or of likeness: the back-translation has chrF 83."""
-    sources = {row["id"]: row["question"] for row in bench.rows("gsm8k_test")}
-    (row,) = [r for r in bench.rows("apertium_roundtrip") if (r["id"], r["lang"]) == ("gsm8k-test-1113", "es")]
+    sources = {row["id"]: row["question"] for row in bench.rows(REAL, "gsm8k_test")}
+    (row,) = [r for r in bench.rows(REAL, "apertium_roundtrip") if (r["id"], r["lang"]) == ("gsm8k-test-1113", "es")]
     verdict = verify(trip(sources[row["id"]], row["translation"], row["back_translation"]))
     assert "values" in verdict.failures and "chrF" not in verdict.failures
 
