@@ -406,14 +406,16 @@ def test_the_reward_of_a_score_is_what_is_optimised(monkeypatch):
     given, shaped_reward = [], gspo.shaped_reward
     monkeypatch.setattr(train, "score", lambda *args: replace(score(*args), correct=1, reward=0.5))
     monkeypatch.setattr(gspo, "shaped_reward", lambda *args: given.append(args[0]) or shaped_reward(*args))
-    metrics, rows, _ = one_step(replace(ALL, penalty="subtract", gate="always", cost_weight=0.5))
+    config = replace(ALL, confidence="group", penalty="subtract", gate="always", cost_weight=0.5)
+    metrics, rows, _ = one_step(config)
     assert [reward.tolist() for reward in given] == [[[0.5] * 8] * 4]
     costs = torch.tensor([row["score"]["cost"] for row in rows]).view(4, 8)
     shaped = 0.5 - 0.5 * costs
     assert metrics["reward"] == pytest.approx(shaped.mean().item(), abs=1e-6) and costs.any()
     expected = (shaped - shaped.mean(1, keepdim=True)).flatten().tolist()
     assert [row["advantage"] for row in rows] == pytest.approx(expected, abs=1e-4)
-    assert metrics["accuracy"] == 1.0 and {row["score"]["reward"] for row in rows} == {0.5}
+    assert metrics["accuracy"] == metrics["confidence"] == 1.0
+    assert {row["score"]["reward"] for row in rows} == {0.5}
 
 
 @pytest.mark.parametrize("failed, allowed", [(0, 0.0), (2, 0.5), (2, 0.75), (4, 1.0)])
