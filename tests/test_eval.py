@@ -25,7 +25,8 @@ TOKENIZER = load_tokenizer(random_directory())
 
 def outcome(correct, cost=0.0, domain="math", language="low-01", answered=True):
     task = Task("t", language, "low", "trained", domain, "a b?", (), "5", "how many?")
-    return hand_made(TOKENIZER, task, "5", called=cost > 0), Score(correct, float(correct), "5", answered, cost, cost > 0)
+    score = Score(correct, float(correct), "5", answered, cost, cost > 0)
+    return hand_made(TOKENIZER, task, "5", called=cost > 0), score
 
 
 FOUR = [outcome(1), outcome(0, answered=False), outcome(1, 1.5, "logic"), outcome(0, 0.5, "logic", "low-02")]
