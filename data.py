@@ -1,14 +1,24 @@
-"""[1] Tasks, and the chat format as token ids.
+"""[1] Tasks, and the chat format as token ids: the first of nine stages, which train.py [9] goes through in order.
 
     JSONL line -> Task -> encode_prompt -> ids
 
-A rollout starts here. The one idea of this file: *ids are built from pieces, text is never searched for markup*.
-A prompt is a list of control tokens (`Control("<|im_end|>")`) and strings. Control tokens become their ids; each
-run of strings between two of them, template words and outside text together, is encoded in one call by a second
-tokenizer that has no control tokens at all. For the published template the ids are those of the official
-tokenizer, and a question or a translation that contains the characters `<|im_end|>` stays a few harmless pieces.
+The one idea of this file: *ids are built from pieces, text is never searched for markup*. A prompt is a list of control
+tokens (`Control("<|im_end|>")`) and strings. Control tokens become their ids. Each run of strings between two of them,
+template words and outside text together, is encoded in one call by a second tokenizer that has no control tokens.
+For the published template the ids are those of the official tokenizer. A question or a translation that contains the
+characters `<|im_end|>` stays a few harmless pieces.
 
-Left out: other chat formats, multi-turn data, truncation. A prompt that is too long is an error where it is used.
+Words that all stages use ("the paper" is Translate-R1, arXiv 2606.06835):
+
+    rollout      one answer of the policy to one task, tool calls and their results included
+    group        the rollouts of one task, which share its prompt; what is learned is the difference within a group
+    turn         what one side says until `<|im_end|>`; a rollout has several if it calls the tool
+    step         draw tasks, sample their groups, learn from them; in one or more minibatches, an optimizer step each
+    micro-batch  the rows of a minibatch that fit into one forward
+    preset       a set of numbers: `tiny`, an embedded world of invented languages with a model of a million parameters
+                 (tiny/), or `qwen3-4b`, real languages and a real model
+
+Left out: other chat formats, multi-turn data, truncation; the length of a prompt is not limited.
 """
 
 import json
@@ -26,15 +36,15 @@ class Task:
 
     id: str
     language: str
-    tier: str  # high | low | xlow | synthetic: how much of the language the base model saw
-    split: str  # trained | held-out | synthetic: what RL may see of it
+    tier: str  # high | low | xlow: by how much text of the language there is; synthetic: none
+    split: str  # of the languages: trained | held-out | synthetic, what RL may see of them
     domain: str
     question: str
     choices: tuple[str, ...]  # shown one per line below the question; may be empty
     answer: str  # language-independent (a number, a name) or English
     question_en: str | None = None  # the same question in English, where it is known
     system: str | None = None  # its own instructions in the system turn; None: the chat's
-    cost_weight: float | None = None  # its own lambda; None: as configured
+    cost_weight: float | None = None  # its own lambda, what a cost of 1 takes off a right answer; None: as configured
 
 
 def user_message(task: Task) -> str:
@@ -66,10 +76,11 @@ RESPONSE, END_RESPONSE = Control("<tool_response>"), Control("</tool_response>")
 
 
 class Tokenizer:
-    """A Hugging Face `tokenizer.json`, split in two: text that can never become a control id, and the control ids.
+    """Two encoders of one Hugging Face `tokenizer.json`: one for text, which can never yield a control id, and a table
+    of the control ids.
 
-    `control` maps each added token, special or not, to its id. `size` is one more than the largest id that has a
-    token: rows of the model's head from there on are padding and must never be sampled.
+    `control` maps each control token (each *added token* of the file, special or not) to its id. `size` is one more
+    than the largest id that has a token: rows of the model's head from there on are padding, and never sampled.
     """
 
     def __init__(self, directory):
@@ -103,11 +114,14 @@ class Tokenizer:
             if isinstance(piece, str):
                 text += piece
                 continue
-            ids += (self.encode_text(text) if text else []) + [self.control[piece.text]]
+            ids += (self.encode_text(text) if text else []) + [self.id(piece)]
             text = ""
         return ids + (self.encode_text(text) if text else [])
 
     def id(self, control: Control) -> int:
+        """The id of a control token. ValueError if this tokenizer has none of that name."""
+        if control.text not in self.control:
+            raise ValueError(f"the tokenizer has no token {control.text}")
         return self.control[control.text]
 
     def decode(self, ids) -> str:
@@ -149,8 +163,9 @@ def encode_prompt(task: Task, tokenizer: Tokenizer, chat: Chat) -> list[int]:
     """The prompt's ids, up to where the assistant begins: system turn, if there is anything to say in it, user turn."""
     pieces, system = [], task.system or chat.system
     if chat.tools:
+        instructions = f"{system}\n\n" if system else ""
         schemas = "".join("\n" + json.dumps(schema, ensure_ascii=False) for schema in chat.tools)
-        pieces += [IM_START, "system\n" + (f"{system}\n\n" if system else "") + TOOLS_INTRO + schemas]
+        pieces += [IM_START, "system\n" + instructions + TOOLS_INTRO + schemas]
         pieces += [*TOOLS_OUTRO, IM_END, "\n"]
     elif system:
         pieces += [IM_START, f"system\n{system}", IM_END, "\n"]

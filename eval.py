@@ -4,8 +4,9 @@
     python eval.py --show runs/low/rollouts.jsonl
 
 All policies answer the same tasks with the same uniform numbers (common random numbers), so that their differences are
-paired. Sampling at temperature 1 is the measure, as in training; `--greedy` is another column of another table. The
-share of correct answers times 100 is what the paper calls reward.
+paired. Policies are measured at temperature 1, whatever they were trained with; `--greedy` figures are another measure.
+The share of correct answers times 100 is what the paper calls reward. A *group* here is one of languages: a tier's
+trained ones, the held-out ones, the synthetic ones. Rollouts whose engine failed count as they were answered.
 
 Left out: significance tests. A difference comes with its 95% interval from a paired bootstrap over tasks.
 """
@@ -146,7 +147,7 @@ def main(argv: list[str] | None = None) -> None:
     viewer.print_evaluation(options, cuts, first, differences)
     if options.json:
         meters = {"translator": translator.meters} if hasattr(translator, "meters") else {}
-        write_json(Path(options.json), {"options": {**vars(options)}, **cuts, "differences": differences, **meters})
+        write_json(Path(options.json), {"options": vars(options), **cuts, "differences": differences, **meters})
     if options.plot:
         with clear_errors():
             viewer.plot(cuts["group"], options.plot)

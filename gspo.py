@@ -1,17 +1,23 @@
 """[7] Confidence-gated GSPO: the algorithm, as pure functions from values to values.
 
-    correct, used_tool -> confidence -> gate -> charge -> shaped_reward -> group_advantages -> gspo_loss
+    correct, used_tool -> confidence -> gate
+    cost, gate -> charge;   reward, charge -> shaped_reward -> group_advantages
+    logps, old_logps -> log_ratio;   ratio, advantages -> gspo_loss
 
 For each prompt a group of G rollouts is sampled. A translation costs something only where the model is confident, that
 is, where it does well by itself: saving money must not suppress a call that is needed. What follows is group sequence
-policy optimisation (Zheng et al. 2025, arXiv 2507.18071): the advantage of a rollout is its reward relative to its
-group, and the importance ratio is that of the whole sequence, length-normalised, and clipped. The embedded world's
-preset departs from it in two of the choices below: ratios of single tokens (GRPO's), and advantages divided by nothing.
+policy optimisation (GSPO, Zheng et al. 2025, arXiv 2507.18071). The advantage of a rollout is its reward relative to
+its group; the importance ratio is that of the whole sequence, normalised by its length, and clipped.
+
+The preset `qwen3-4b` is GSPO: `scale` "group", `ratio` "sequence", the defaults here. The preset `tiny` takes "none"
+and "token", which is GRPO (arXiv 2402.03300) without its divisions, as in Dr. GRPO (arXiv 2503.20783).
 
 To try another reading of the paper, change a line here: no function knows about models, optimizers or files.
 
 Left out: a KL term against a reference model, a value function, and anything that drops or re-weighs groups.
 
+Symbols: c reward (`correct`, unless a fork says otherwise), u used_tool, kappa confidence, tau threshold, g gate, k
+cost, lambda cost_weight, h charge, r shaped reward, A advantage, s ratio, y sampled tokens.
 Shapes: P prompts, G rollouts per group, E extra probe rollouts, B rows, T time.
 """
 
@@ -23,7 +29,7 @@ GATES = ("threshold", "always", "never")
 PENALTIES = ("multiply", "subtract")
 SCALES = ("group", "batch", "none")
 RATIOS = ("sequence", "token")
-MAX_CHARGE = 0.99  # of a right answer's reward: it never gets less than a wrong one
+MAX_CHARGE = 0.99  # with "multiply" a right answer keeps a hundredth of its reward: it stays above a wrong one
 
 
 def confidence(
@@ -34,6 +40,9 @@ def confidence(
         native: sum_i c_i (1 - u_i) / sum_i (1 - u_i)   the group's tool-free rollouts; 0 if it has none
         group:  mean_i c_i                              all of the group's rollouts
         probe:  mean_e c_e                              extra rollouts in which the tool was forbidden
+
+    It is coarse: with a threshold of 0.95 and groups of 8, the gate opens where all of the tool-free rollouts are
+    right, and one of them is enough.
 
     correct and used_tool [P, G] in {0, 1}; probe [P, E] in {0, 1}, for "probe" only; valid [P, G], false where the
     translator failed and the rollout is no evidence. Returns float kappa [P].
@@ -51,7 +60,7 @@ def confidence(
 
 
 def gate(kappa: Tensor, rule: str, threshold: float) -> Tensor:
-    """Where a call is charged, [P] -> [P]: 1 = here, 0 = not.
+    """Where a call is charged, [P] -> [P]: 1, the gate is open and calls cost; 0, it is shut and they are free.
 
     threshold: g(x) = 1[kappa(x) >= tau]      where the model is confident
     always:    g(x) = 1                       everywhere: the plain cost of the literature
@@ -74,7 +83,7 @@ def charge(cost: Tensor, gates: Tensor, cost_weight: float | Tensor) -> Tensor:
 
 
 def shaped_reward(reward: Tensor, charges: Tensor, penalty: str = "multiply") -> Tensor:
-    """What is optimised: the reward c less the charge h.
+    """What is optimised: the reward c, lowered by the charge h.
 
         multiply: r_i = c_i (1 - min(h_i, MAX_CHARGE))     a wrong answer is not charged
         subtract: r_i = c_i - h_i
@@ -118,13 +127,14 @@ def group_advantages(reward: Tensor, scale: str = "group", valid: Tensor | None 
         spread = _mean((reward - _mean(reward, valid)).square(), valid).sqrt()
     else:
         spread = torch.ones_like(reward)
-    return torch.where(usable, centred / torch.where(spread > 0, spread, 1.0), 0.0)
+    spread = torch.where(spread > 0, spread, 1.0)  # squares of tiny differences may underflow to 0
+    return torch.where(usable, centred / spread, 0.0)
 
 
 def log_ratio(logps: Tensor, old_logps: Tensor, sampled: Tensor, ratio: str = "sequence") -> Tensor:
     """Log importance ratio of each token, [B, T] -> [B, T]; 0 where the policy did not draw the token.
 
-    sequence: log s_i = (1/|y_i|) sum_t [log pi(y_t) - log pi_old(y_t)]      GSPO, eq. 7: one number a row
+    sequence: log s_i = (1/|y_i|) sum_t [log pi(y_t) - log pi_old(y_t)]      GSPO, eq. 7: one number per row
     token:    log w_t = log pi(y_t) - log pi_old(y_t)                        GRPO, arXiv 2402.03300
     """
     _one_of("ratio", ratio, RATIOS)
@@ -151,23 +161,24 @@ def gspo_loss(
 
     over the tokens that the policy drew. "sequence" is GSPO, eq. 5; "token" is GRPO without its 1/|y_i|, as in Dr. GRPO
     (arXiv 2503.20783). The min holds for both signs of A: clipping only ever takes an incentive away. A row without
-    sampled tokens contributes 0. Being a mean over rows, the loss of a batch is the share-weighted sum of the losses of
-    its parts.
+    sampled tokens contributes 0. The losses of the parts of a batch, each weighted by its share of the rows, add up to
+    the loss of the batch.
 
     logps, old_logps float and sampled bool [B, T]; advantages [B]. The metrics are detached scalars: `ratio_mean`,
     `ratio_max`, `clip_fraction` (share of sampled tokens whose gradient is clipped away) and `approx_kl` (mean of
-    s - 1 - log s over tokens, Schulman's k3).
+    s - 1 - log s over tokens: with "token" Schulman's k3, with "sequence" blind to changes that cancel in a row).
 
-    Note what the 1/|y_i| in log s_i does: the token that decides weighs 1/25 in a rollout of 25 tokens that calls and
-    1/2 in one of two that answers at once: calls are unlearned faster than learned. With "token" it weighs 1 in both.
+    Note what the 1/|y_i| in log s_i does. The token that decides weighs 1/25 in a rollout of 25 tokens that calls, and
+    1/2 in one of two tokens that answers at once. An answer at once pushes it 12 times as hard, so calls are unlearned
+    faster than learned. With "token" it weighs 1 in both.
 
     >>> sampled = torch.arange(25) < torch.tensor([[25], [2]])
     >>> for ratio in RATIOS:
     ...     logps = torch.zeros(2, 25, requires_grad=True)
     ...     gspo_loss(logps, logps.detach(), sampled, torch.ones(2), 0.2, 0.2, ratio)[0].backward()
-    ...     print(ratio, (-2 * logps.grad[:, 0]).tolist())  # -2: a mean over two rows is minimised
-    sequence [0.03999999910593033, 0.5]
-    token [1.0, 1.0]
+    ...     print(ratio, *(f"{-2 * grad:.2f}" for grad in logps.grad[:, 0]))  # -2: a mean over two rows is minimised
+    sequence 0.04 0.50
+    token 1.00 1.00
     """
     sampled = sampled.bool()
     log_s = log_ratio(logps, old_logps, sampled, ratio)

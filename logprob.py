@@ -2,21 +2,23 @@
 
     rollouts -> pack -> model -> hidden states of sampled tokens -> token_logps -> [B, T]
 
-Two things make a training batch large, and neither is kept. Eight rollouts share one prompt: it is run once, and
-nothing is padded outside of attention (`pack`). And the logits are the largest tensor of all: 16,384 tokens of Qwen3
-are 10 GB of them in fp32, and plain autograd keeps several copies. Here they exist one chunk of rows at a time, in the
-forward and again in the backward, which recomputes them. Kept between the two are the inputs and two numbers per row.
+Two things make a training batch large, and neither is kept. The rollouts of a group share one prompt: it is run once,
+and nothing is padded outside of attention (`pack`). And the logits are the largest tensor of all: 16,384 tokens of
+Qwen3 are 10 GB of them in fp32, and plain autograd keeps several copies. Here they exist one chunk of tokens at a time,
+in the forward and again in the backward, which recomputes them. Kept in between are the inputs and two numbers per
+token.
 
     forward    a chunk of logits [n, V] -> log-prob, entropy, and the maximum and log-sum that rebuild its softmax
-    backward   the same chunk again, overwritten by its own gradient; two matmuls carry that to hidden and head_weight
+    backward   the same chunk -> its own gradient, in place -> two matmuls carry that to hidden and head_weight
 
-Both arrows are written twice: as a Triton kernel for GPUs, and in plain torch, which is the reference and the only path
-where Triton does not exist.
+What happens to a chunk is written twice: as a Triton kernel for GPUs, and in plain torch, which is the reference and
+the only path where Triton does not exist.
 
 Left out: biases, logit soft-capping, a vocabulary split over devices, second derivatives. Which tokens carry loss is
 decided in gspo.py.
 
-Shapes: P prompts, B rows, T time, S keys, N tokens, n tokens of a chunk, C channels, V vocabulary.
+Shapes: P prompts, B rollouts, T time; R = P + B packed rows, S keys that a row may see; N tokens, n of a chunk; C
+channels, V vocabulary.
 """
 
 import math
@@ -36,7 +38,7 @@ try:
 except ImportError:  # no wheels for macOS and Windows
     triton = None
 
-CHUNK_BYTES = 256 * 2**20  # logits of one chunk, in their own dtype; two to four such buffers are alive at the peak
+CHUNK_BYTES = 256 * 2**20  # logits of one chunk, in their own dtype; plain torch holds two such buffers, in bf16 five
 VOCAB_BLOCK = 4096  # logits that one kernel program holds at a time
 
 # Triton reads this variable when it decorates the kernels below, so it is read once here and not at each call.
@@ -52,23 +54,23 @@ def policy_logps(
     for all tokens, the head only for sampled ones.
     """
     device = model.embed_tokens.weight.device
-    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(r.prompt_ids for r in rollouts))}
-    P, prompts = len(number), [number[r.prompt_ids] for r in rollouts]
-    ids, packed = pack([*number, *(r.ids for r in rollouts)], [None] * P + prompts, device)
+    index = {prompt: i for i, prompt in enumerate(dict.fromkeys(r.prompt_ids for r in rollouts))}
+    P, prompt_of = len(index), [index[r.prompt_ids] for r in rollouts]
+    ids, packed = pack([*index, *(r.ids for r in rollouts)], [None] * P + prompt_of, device)
     B, T = len(rollouts), max(len(r.ids) for r in rollouts)
     sampled = torch.tensor([[*r.sampled, *[False] * (T - len(r.ids))] for r in rollouts], device=device)  # [B, T]
-    ends = torch.tensor([len(prompt) for prompt in number], device=device).cumsum(0) - 1  # [P] last tokens of prompts
+    ends = torch.tensor([len(prompt) for prompt in index], device=device).cumsum(0) - 1  # [P] last tokens of prompts
     own = packed.row_tokens[P:, :T]  # [B, T] which of the N tokens
     # A token is predicted by the state of the one before it: the first of a row by its prompt's last.
-    predicting = torch.cat([ends[prompts][:, None], own[:, :-1]], 1)  # [B, T]
+    predicting = torch.cat([ends[prompt_of][:, None], own[:, :-1]], 1)  # [B, T]
     place = sampled.nonzero(as_tuple=True)  # (row, t) of each sampled token
     hidden = model(ids, packed=packed)[0, predicting[place]]
     logps, entropy = token_logps(hidden, model.lm_head.weight, ids[0, own[place]], temperature, valid_vocab)
     return logps.new_zeros(B, T).index_put(place, logps), entropy.new_zeros(B, T).index_put(place, entropy), sampled
 
 
-def pack(rows: list[Sequence[int]], prompts: list[int | None], device) -> tuple[Tensor, Packed]:
-    """The ids [1, N] of these rows laid end to end, and how they hang together: row b continues row prompts[b].
+def pack(rows: list[Sequence[int]], prompt_of: list[int | None], device) -> tuple[Tensor, Packed]:
+    """The ids [1, N] of R rows laid end to end, and how they hang together: row r continues row prompt_of[r], or none.
 
     A prompt 7 8 9, and two answers to it, 1 2 and 3:
 
@@ -79,31 +81,34 @@ def pack(rows: list[Sequence[int]], prompts: list[int | None], device) -> tuple[
     [[0, 1, 2], [3, 4, 0], [5, 0, 0]]
     >>> packed.key_tokens.tolist()  # what a row may see: three places for its prompt, then itself
     [[0, 0, 0, 0, 1, 2], [0, 1, 2, 3, 4, 0], [0, 1, 2, 5, 0, 0]]
-    >>> packed.visible[1, 0].int().tolist()  # and what tokens 1 and 2 do see of it, and the filling
+    >>> packed.visible[1, 0].int().tolist()  # what tokens 1 and 2 see of it; nobody reads what the filler sees
     [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]]
     >>> packed.places.tolist()  # where in row_tokens the six tokens are
     [0, 1, 2, 3, 4, 6]
     """
-    lengths = torch.tensor([len(row) for row in rows], device=device)  # [B]
-    shared = torch.tensor([0 if p is None else len(rows[p]) for p in prompts], device=device)  # [B] prompt lengths
+    lengths = torch.tensor([len(row) for row in rows], device=device)  # [R]
+    shared = torch.tensor([0 if p is None else len(rows[p]) for p in prompt_of], device=device)  # [R] prompt lengths
     starts = lengths.cumsum(0) - lengths
-    prompt_starts = starts[torch.tensor([p or 0 for p in prompts], device=device)]
+    prompt_starts = starts[torch.tensor([p or 0 for p in prompt_of], device=device)]
     before, own = (torch.arange(int(most), device=device) for most in (shared.max(), lengths.max()))
-    is_before, is_own = before < shared[:, None], own < lengths[:, None]  # [B, S - T], [B, T]
+    is_before, is_own = before < shared[:, None], own < lengths[:, None]  # [R, S - T], [R, T]
     row_tokens = (starts[:, None] + own) * is_own
     key_tokens = torch.cat([(prompt_starts[:, None] + before) * is_before, row_tokens], 1)
-    B, T = row_tokens.shape
-    visible = torch.cat([is_before[:, None].expand(B, T, -1), (own <= own[:, None]).expand(B, T, T)], 2)[:, None]
+    R, T = row_tokens.shape
+    visible = torch.cat([is_before[:, None].expand(R, T, -1), (own <= own[:, None]).expand(R, T, T)], 2)[:, None]
     positions = (shared[:, None] + own)[is_own][None]
     ids = torch.tensor([[token for row in rows for token in row]], device=device)
     return ids, Packed(positions, row_tokens, key_tokens, visible, places=is_own.flatten().nonzero()[:, 0])
 
 
 def plan(groups: list[int], lengths: list[int], budget: int) -> list[list[int]]:
-    """Split rows into micro-batches of at most `budget` padded tokens: like beside like, a group's rows together.
-    The prompt of a group that lies across a boundary is run twice.
+    """Split rows into micro-batches of at most `budget` padded tokens: like beside like, a group's rows together. A
+    longer row goes alone; the prompt of a group that lies across a boundary is run twice.
 
-    Row i is one of groups[i], whose rows share a prompt, and has lengths[i] tokens, the prompt's included.
+    Row i is one of groups[i], whose rows share a prompt, and has lengths[i] tokens, the prompt's included:
+
+    >>> plan([0, 0, 1], [5, 3, 9], budget=10)  # two rows of 5, then one of 9
+    [[0, 1], [2]]
     """
     longest = {}
     for group, length in zip(groups, lengths, strict=True):
@@ -144,7 +149,7 @@ def token_logps(
 
 
 def _check(hidden, head_weight, targets, temperature, valid_vocab):
-    """A kernel that trusts wrong shapes or ids reads, and then writes, another row's memory."""
+    """ValueError for what does not fit: a kernel would read beyond its row."""
     shapes = [list(tensor.shape) for tensor in (hidden, head_weight, targets)]
     if hidden.ndim != 2 or head_weight.ndim != 2 or shapes[0][1] != shapes[1][1] or shapes[2] != shapes[0][:1]:
         raise ValueError(f"hidden [N, C], head_weight [V, C] and targets [N] were expected, got {shapes}")
@@ -165,7 +170,7 @@ def _check(hidden, head_weight, targets, temperature, valid_vocab):
 
 
 class _TokenLogps(torch.autograd.Function):
-    """The loop over chunks; nothing of size N x V outlives its chunk."""
+    """The loop over chunks: logits exist for one chunk [n, V] at a time."""
 
     @staticmethod
     def forward(ctx, hidden, head_weight, targets, temperature, valid_vocab, chunk_rows):
@@ -291,7 +296,7 @@ if triton is not None:
         temperature,
         BLOCK: tl.constexpr,
     ):
-        """One program a row; sums are rescaled as the maximum grows (Milakov and Gimelshein 2018, arXiv 1805.02867)."""
+        """One program per row; sums are rescaled as the maximum grows (Milakov, Gimelshein 2018, arXiv 1805.02867)."""
         row = tl.program_id(0).to(tl.int64)  # row * row_stride can pass 2^31
         logits_ptr += row * row_stride
         row_max = tl.full((), LOWEST, tl.float32)

@@ -2,16 +2,16 @@
 
     ids [B, T] -> embed -> L x (attention + SwiGLU, each on a residual) -> RMSNorm -> hidden [B, T, C]
 
-What makes it Qwen3 and not Llama is two lines: queries and keys are RMS-normalised per head before the rotary
-embedding (`q_norm`, `k_norm`), and the head dimension is free of hidden_size / heads. Module names are the
-checkpoint's names, so loading is a comparison of two lists of tensors.
+Two lines make it Qwen3 and not Llama. Queries and keys are RMS-normalised per head before the rotary embedding
+(`q_norm`, `k_norm`), and the head dimension need not be hidden_size / heads. Module names are the checkpoint's names,
+so loading is a comparison of two lists of tensors.
 
 `forward` stops at the hidden states. The head is a separate call (`logits`), because training never wants all
 the logits: `logprob.py` takes the hidden states of the tokens it needs and walks over them in chunks.
 
-What a token attends to is the business of a *context*, of which there are three: its own row (`OwnRow`), a KV cache
-(`Cache`, for sampling), rows laid end to end that share prompts (`Packed`, for training). The layers know none of them:
-they ask `context.attend(q, k, v)`.
+What a token attends to is decided by a *context*. There are three: its own row (`OwnRow`); a KV cache, for sampling
+(`Cache`); and rows laid end to end that share prompts, for training (`Packed`). The layers know none of them: they ask
+`context.attend(q, k, v)`.
 
 Left out: mixture-of-experts, sliding windows, rope scaling and quantised weights. A config that asks for one of
 them is refused with a clear error, never ignored.
@@ -44,7 +44,7 @@ class Config:
     num_key_value_heads: int
     head_dim: int
     rms_norm_eps: float = 1e-6
-    rope_theta: float = 1_000_000.0
+    rope_theta: float = 1_000_000.0  # Qwen3's own
     tie_word_embeddings: bool = False
 
 
@@ -132,7 +132,7 @@ class Qwen3(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        self.checkpoint_activations = False  # keep each layer's input for the backward, which runs the layer again
+        self.checkpoint_activations = False  # true: keep only each layer's input; the backward runs the layer again
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -145,9 +145,9 @@ class Qwen3(nn.Module):
     ) -> Tensor:
         """Hidden states after the last norm: ids [B, T] -> [B, T, C].
 
-        Alone, token t attends to tokens 0..t of its own row. With a cache, the T tokens are written behind those that
+        Alone, token t attends to tokens 0..t of its own row. With a cache, the T tokens are written after those that
         each row has, or at `positions` [B, T], and `cache.lengths` grows by T. With `packed`, ids [1, N] are the tokens
-        it tells of. Raises ValueError if a token would fall behind the cache's last slot.
+        it tells of. A cache and `packed` exclude each other. Raises ValueError if the cache has no slot for a token.
         """
         x = self.embed_tokens(ids)  # [B, T, C]
         if cache is not None:
@@ -170,7 +170,7 @@ class Qwen3(nn.Module):
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of every token: [..., C] -> [..., V], padded rows of the head included."""
+        """Scores of every entry of the vocabulary: [..., C] -> [..., V], padded rows of the head included."""
         return self.lm_head(hidden)
 
     def new_cache(self, rows: int, slots: int) -> Cache:
@@ -190,7 +190,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     mask [B, 1, T, S] is 0 or -inf; None is causal, and only right without a past: its triangle is aligned top left.
     """
     q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
-    if not q.is_cpu:  # of the CUDA kernels that take a mask only the slow one shares keys among heads
+    if not q.is_cpu:  # the fast CUDA kernels take a mask or fewer key heads than query heads, not both
         k, v = (heads.repeat_interleave(q.shape[1] // heads.shape[1], 1) for heads in (k, v))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.is_cpu)
     return out.transpose(1, 2)
@@ -210,7 +210,7 @@ class OwnRow:
 
 @dataclass
 class Cache:
-    """Keys and values of every row, and how many tokens each row holds. A value: passed in, never hidden.
+    """Keys and values of every row, and how many tokens each row holds. Passed in openly, and written in place.
 
     Slot s of a row holds its token at position s, so a row needs no offset, and rows of different lengths need no left
     padding. Rows that are given different numbers of tokens at once are padded on the *right*. This is sound, because
@@ -220,8 +220,8 @@ class Cache:
       before anything attends to those slots.
     """
 
-    keys: Tensor  # [L, B, K, S, D]
-    values: Tensor  # [L, B, K, S, D]
+    keys: Tensor  # [L, B, K, slots, D]
+    values: Tensor  # [L, B, K, slots, D]
     lengths: Tensor  # [B]
 
     def take(self, rows: Tensor) -> Cache:
@@ -273,10 +273,10 @@ class Packed:
     """
 
     positions: Tensor  # [1, N] of each token, counted from the beginning of its prompt
-    row_tokens: Tensor  # [B, T] the tokens of each row, numbers below N; 0 beyond its end
-    key_tokens: Tensor  # [B, S] the tokens that it may see: its prompt's, then its own
-    visible: Tensor  # [B, 1, T, S] which of these a token does see
-    places: Tensor  # [N] where in row_tokens.flatten() a token is
+    row_tokens: Tensor  # [B, T] which of the N tokens each row holds; 0 as filler
+    key_tokens: Tensor  # [B, S] which of them it may see: its prompt's, then its own
+    visible: Tensor  # [B, 1, T, S] which of these each token of the row does see
+    places: Tensor  # [N] where in row_tokens.flatten() each of the N tokens is
 
     def context(self, dtype: torch.dtype) -> PackedRows:
         return PackedRows(self, additive(self.visible, dtype))
@@ -293,7 +293,8 @@ class PackedRows:
         """[1, N, H, D] and two of [1, N, K, D] -> [1, N, H, D]."""
         rows, keys = self.packed.row_tokens, self.packed.key_tokens
         q, k, v = (
-            # as an embedding: its backward adds up what a token gets from many rows in one order, on every device
+            # An embedding, not k[keys]: a prompt's token gets gradients from many rows, and an index's backward adds
+            # them in no fixed order on CUDA.
             F.embedding(tokens, heads[0].flatten(1)).unflatten(-1, heads.shape[2:])
             for heads, tokens in ((q, rows), (k, keys), (v, keys))
         )

@@ -12,7 +12,7 @@ import math
 import re
 import unicodedata
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 
 from data import CALL, END_THINK, THINK, Tokenizer
 from sampler import Rollout
@@ -23,11 +23,11 @@ class Score:
     """What a rollout achieved, in parts."""
 
     correct: int  # verified: 1 or 0
-    reward: float  # what is optimised, before any charge: `correct`, unless a fork says otherwise
+    reward: float  # what counts before any charge: `correct`, unless a fork gives partial credit
     answer: str | None  # as extracted; None if there was none to extract
     format_ok: bool  # the rollout ended by itself, with an answer in the form asked for
     cost: float  # of all its calls; 1 = one call on a mean training question
-    used_tool: bool  # ended a turn with a call, malformed or failed ones included; not: was cut off within one
+    used_tool: bool  # ended a turn that holds a call, malformed or failed ones included; not: was cut off within one
 
 
 def score(rollout: Rollout, tokenizer: Tokenizer, answer_format: str = "plain") -> Score:
@@ -45,7 +45,7 @@ def score(rollout: Rollout, tokenizer: Tokenizer, answer_format: str = "plain") 
 
 
 def final_turn(rollout: Rollout, tokenizer: Tokenizer) -> str:
-    """The text after the last inserted token, without its end token and without what was thought before it."""
+    """The text after the last inserted token, without thoughts and without the end token, which must be there."""
     last_inserted = max((i for i, sampled in enumerate(rollout.sampled) if not sampled), default=-1)
     ids = list(rollout.ids[last_inserted + 1 :])
     if END_THINK.text in tokenizer.control and tokenizer.id(END_THINK) in ids:
@@ -58,7 +58,7 @@ def final_turn(rollout: Rollout, tokenizer: Tokenizer) -> str:
 def extract(text: str, answer_format: str = "plain") -> str | None:
     """The answer in a final turn, or None. Raises ValueError for an unknown form of answers."""
     if answer_format == "plain":
-        return None if CALL.text in text else text.strip() or None
+        return None if CALL.text in text else text.strip() or None  # a call spelled out as text is no answer
     if answer_format != "boxed":
         raise ValueError(f"answer_format is {answer_format!r}, allowed: plain, boxed")
     start = text.rfind(r"\boxed{")
@@ -71,7 +71,7 @@ def extract(text: str, answer_format: str = "plain") -> str | None:
 
 
 def verify(answer: str, gold: str) -> bool:
-    """Equal as numbers if both are numbers, else equal as text up to case, blanks and a final full stop."""
+    """Equal as numbers, signs of currency and percent ignored, if both are numbers; else as text after `normalise`."""
     a, b = normalise(answer), normalise(gold)
     number_a, number_b = as_number(a), as_number(b)
     return number_a == number_b if number_a is not None and number_b is not None else a == b
@@ -86,13 +86,10 @@ def normalise(text: str) -> str:
 
 
 def as_number(text: str) -> Decimal | None:
-    """The number that the whole text is, thousands commas and a percent or currency sign allowed, else None."""
+    """The number that the whole text is, thousands commas and a percent or currency sign ignored, else None."""
     text = text.removesuffix("%").strip("$€£ ")
     if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?", text):
         text = text.replace(",", "")
     if not re.fullmatch(r"[+-]?(\d+(\.\d*)?|\.\d+)", text):
         return None
-    try:
-        return Decimal(text)
-    except InvalidOperation:
-        return None
+    return Decimal(text)

@@ -1,9 +1,10 @@
 """[4] Rollouts: batched decoding with a KV cache, and tool calls in the middle.
 
-    tasks -> prefill each prompt once -> fan out to its group -> draw, write, (call, splice) -> Rollout
+    tasks -> prefill a prompt once for its group -> draw, write, (call, splice) -> Rollout
 
-The sampler writes the mask itself: it knows which tokens the policy drew, so nobody derives roles from text later. A
-tool result is spliced in as ids on the same row and the same cache; nothing is prefilled twice or tokenized again.
+The sampler writes the mask itself: it knows which tokens the policy drew, so nobody derives roles from text later. The
+end of a turn counts as drawn, because when to stop is the policy's choice; a tool's result does not. It is spliced in
+as ids on the same row and the same cache: no token of a row is run or tokenized twice.
 
 What token t of rollout i becomes is decided by one number, `uniforms[i, t]`, drawn before decoding begins: the token is
 where that number falls in the cumulative distribution. So the batch size, the order in which rows finish and when a
@@ -39,7 +40,7 @@ class Rollout:
     sampled: tuple[bool, ...]  # true iff the policy drew this token; false for tool results and forced calls
     logps: tuple[float, ...]  # the sampler's log-prob where sampled, 0 elsewhere
     calls: tuple[Call, ...]
-    stop: str  # end | length | tool_limit
+    stop: str  # end: by itself; length: no room was left; tool_limit: it was told "no more calls", and called again
 
     @property
     def engine_failed(self) -> bool:
@@ -51,7 +52,7 @@ class Rollout:
 class Sampling:
     """How rollouts are sampled. ValueError for values that make no sense."""
 
-    max_new_tokens: int  # of a row's ids after the prompt, inserted ones included
+    max_new_tokens: int  # limit on a row's ids after the prompt, inserted ones included
     mode: str = "free"  # "forced" begins each rollout with an inserted call; "forbidden" masks the call token
     temperature: float = 1.0  # 0: greedy decoding, with the log-probs of temperature 1
     max_calls: int = 2  # per rollout
@@ -134,7 +135,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all rows of a call to `rollout` share."""
+    """What all rows of one call of `rollout` share."""
 
     tokenizer: Tokenizer
     translator: Translator
@@ -198,7 +199,7 @@ def prefill(model: Qwen3, rows: list[Row], slots: int, setting: Setting) -> tupl
     In forced mode the rows also begin with their call.
     """
     device = model.embed_tokens.weight.device
-    first_row = {id(row.prompt_ids): row for row in rows}  # a group shares one list: nothing longer is compared
+    first_row = {id(row.prompt_ids): row for row in rows}  # the rows of a group hold the very same list
     prompts = [row.prompt_ids for row in first_row.values()]
     place = {key: i for i, key in enumerate(first_row)}
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
@@ -208,8 +209,9 @@ def prefill(model: Qwen3, rows: list[Row], slots: int, setting: Setting) -> tupl
     cache.lengths = lengths
     fan_out = torch.tensor([place[id(row.prompt_ids)] for row in rows], device=device)
     if setting.sampling.mode == "forced":
+        call = encode_call(setting.tokenizer)
         for row in rows:
-            row.write(encode_call(setting.tokenizer), sampled=False)
+            row.write(call, sampled=False)
             end_turn(row, setting)
     return hidden[fan_out], cache.take(fan_out)
 
@@ -219,7 +221,7 @@ def reseat(
 ) -> tuple[list[Row], Tensor, Cache]:
     """Finished rows leave their places to waiting ones, whole groups at once; if none waits, they leave the batch.
 
-    Both copy parts of the cache, so neither is done before three rows in ten have finished.
+    Both copy parts of the cache, so neither is done before more than three rows in ten have finished.
     """
     free = [i for i, row in enumerate(rows) if row.stop is not None]
     block = group_size if len(rows) >= group_size else 1

@@ -4,8 +4,8 @@
 
 The tool has one optional argument: {"name": "translate", "arguments": {}} translates the whole user message into
 English, {"text": "…"} only that passage. Nothing here raises because of what a model wrote: a malformed call is
-answered with a short error that the model can read, is counted, and costs what the cheapest call costs. Costs are
-computed here and nowhere else.
+answered with a short error that the model can read, is counted, and costs the fixed price of a call. Costs are computed
+here and nowhere else.
 
 Left out: the engines themselves (`translation/`), and other tools (docs/forking.md adds one).
 """
@@ -79,17 +79,17 @@ class Prices:
 
 @dataclass(frozen=True)
 class Call:
-    """One attempted call as it went. `error` is None, "malformed", "limit" (one call too many) or "engine"."""
+    """One attempted call as it went. `error` is None, "malformed", "limit" (well-formed, one too many) or "engine"."""
 
-    text: str | None  # what was sent to the engine
+    text: str | None  # what was to be translated; None if malformed
     result: str  # what came back, or the error that the model reads instead
-    cost: float
+    cost: float  # 1 = one call on a mean training question
     error: str | None
     seconds: float
 
 
 def parse_call(text: str) -> ToolCall | CallError:
-    """What stands between `<tool_call>` and `</tool_call>`, as a call. Never raises, whatever the text."""
+    """What stands between `<tool_call>` and `</tool_call>`, or with them, as a call. Never raises."""
     text = text.strip().removeprefix(CALL.text).removesuffix(END_CALL.text)
     try:
         call = json.loads(text)
@@ -151,7 +151,8 @@ def run_call(call: ToolCall | CallError, task: Task, translator: Translator, pri
 
 
 def fit_results(results: list[str], tokenizer: Tokenizer, room: int, think: bool) -> list[int] | None:
-    """The tool turn's ids, the longest result cut and marked so until the turn fits into `room`; None if it cannot."""
+    """The tool turn's ids. While they are more than `room`, the result of most characters is cut, and ends with `CUT`.
+    None if nothing is left to cut."""
     results = list(results)
     turn = encode_tool_turn(results, tokenizer, think)
     while len(turn) > room:

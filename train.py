@@ -2,17 +2,19 @@
 
     python train.py --lang-tier low
 
-Each step follows the stages of the code base: draw tasks [1], sample a group of rollouts for each with the model [2]
-and the tool [3, 4], score them [5], turn scores into confidence, gate, charge, reward and advantages [7], and take
-optimizer steps on the clipped objective of the log-probs [6, 7]. At the end base and result are evaluated on the same
-items [8].
+Each step follows the stages of the code base:
 
-A rollout is one answer to one task; the group of a task is `group_size` rollouts that share its prompt; the prompts of
-a step are split into minibatches, one optimizer step each; a micro-batch is what fits into one forward.
+    draw tasks [1]
+    sample a group of rollouts for each, with the model [2] and the tool [3, 4]
+    score them [5]
+    turn scores into confidence, gate, charge, reward and advantages [7]
+    take optimizer steps on the clipped objective of the log-probs [6, 7]
 
-Everything random follows from the seed and the step's number, so a run that was killed goes on with --resume to the
-same bits. Under torchrun each rank samples its share of the prompts and runs its share of the micro-batches
-(harness/distributed.py); all else is computed by every rank from the same rollouts.
+At the end base and result are evaluated on the same items [8].
+
+Everything random follows from the seed, the step's number and the rank, so a run that was killed goes on with --resume
+to the same bits. Under torchrun each rank samples its share of the prompts and runs its share of the micro-batches
+(harness/distributed.py). All else is computed by every rank from the same rollouts.
 
 Left out: KL penalties, replay, asynchronous rollouts.
 """
@@ -57,7 +59,10 @@ from translation.service import BudgetSpent, open_translator
 
 @dataclass(frozen=True)
 class Config(TrainingOptions):
-    """Options of train.py. The defaults are those of the tiny preset; docs/log.md says how they were chosen."""
+    """Options of train.py. The defaults are those of the tiny preset; docs/log.md says how they were chosen.
+
+    A comment is the option's help. `Neutral` options decide no result, so they may differ when a run is resumed.
+    """
 
     model: str = "tiny"  # the policy to begin with: a model directory
     out: Neutral[str] = ""  # run directory (default: runs/ and the tier)
@@ -66,18 +71,18 @@ class Config(TrainingOptions):
     steps: Count = 140  # training steps
     prompts: Count = 64  # tasks per step
     group_size: Count = 8  # rollouts per task
-    confidence: Literal["native", "group", "probe"] = "native"  # how well the model does by itself, estimated from what
+    confidence: Literal["native", "group", "probe"] = "native"  # which rollouts tell how well the model does by itself
     probe_rollouts: Count = 4  # extra tool-free rollouts per task, for --confidence probe
     gate: Literal["threshold", "always", "never"] = "threshold"  # where calls are charged
-    threshold: Share = 0.95  # confidence from which the gate is open (tau)
+    threshold: Share = 0.95  # confidence from which calls are charged (tau)
     penalty: Literal["multiply", "subtract"] = "multiply"  # how the charge lowers the reward
     cost_weight: Amount = 0.25  # what a call of mean length takes off a right answer (lambda), if a task has none
     advantage_scale: Literal["group", "batch", "none"] = "none"  # what advantages are divided by
     ratio: Literal["sequence", "token"] = "token"  # importance ratio: of a whole rollout (GSPO), of a token (GRPO)
-    clip_low: Positive = 0.2  # ratios below 1 - clip_low get no further
-    clip_high: Positive = 0.2  # ratios above 1 + clip_high get no further
-    minibatches: Count = 2  # optimizer steps on each step's rollouts
-    micro_tokens: Count = 16384  # in one forward: rows times the longest of them, prompt included
+    clip_low: Positive = 0.2  # a ratio below 1 - clip_low is pushed no further down
+    clip_high: Positive = 0.2  # a ratio above 1 + clip_high is pushed no further up
+    minibatches: Count = 2  # optimizer steps on each step's rollouts; in the first of them every ratio is 1
+    micro_tokens: Count = 16384  # most tokens in one forward: rows times the longest of them, prompt included
     checkpoint_activations: Neutral[bool] = False  # keep each layer's input only, and run it again in the backward
     learning_rate: Positive = 1e-3  # of AdamW, after the warm-up
     warmup_steps: Whole = 5  # steps over which the learning rate rises
@@ -123,11 +128,11 @@ def train_step(model, tokenizer, optimizer, tasks, translator, config: Config, s
     cost = grouped(s.cost for s in scores)
     valid = grouped(not r.engine_failed for r in rollouts)
     probe = grouped(score(r, tokenizer, config.answer_format).correct for r in probes) if probes else None
-    weights = torch.tensor([cost_weight(task, config) for task in tasks])  # [P]
+    lambdas = torch.tensor([cost_weight(task, config) for task in tasks])  # [P]
 
     kappa = gspo.confidence(correct, used_tool, config.confidence, probe, valid)  # [7] [P]
     gates = gspo.gate(kappa, config.gate, config.threshold)  # [P]
-    charges = gspo.charge(cost, gates, weights)  # [P, G]
+    charges = gspo.charge(cost, gates, lambdas)  # [P, G]
     shaped = gspo.shaped_reward(reward, charges, config.penalty)
     advantages = gspo.group_advantages(shaped, config.advantage_scale, valid)
 
@@ -154,6 +159,7 @@ def sample(model, tokenizer, tasks, translator, config: Config, step: int) -> tu
 
 def generator(seed: int, step: int, purpose: int, rank: int = 0) -> torch.Generator:
     """A random generator that depends on nothing but its arguments: this is what makes a run resumable."""
+    # a prime spreads the seeds; purposes are 0 (rollouts) and 1 (probes), with room for six more; ranks lie above all
     return torch.Generator().manual_seed((seed * 1_000_003 + step) * 8 + purpose + (rank << 48))
 
 
@@ -186,12 +192,15 @@ def update(model: Qwen3, optimizer, rollouts: list[Rollout], advantages: Tensor,
             A, clips = advantages[batch].to(logps.device), (config.clip_low, config.clip_high)
             loss, metrics = gspo.gspo_loss(logps, old_logps, sampled, A, *clips, config.ratio)  # [7]
             distributed.sum_gradients(model, now=i + 1 == len(batches))
-            (loss * share).backward()  # shares add up to the rows that count: micro-batches change only a sum's order
+            (
+                loss * share
+            ).backward()  # share of the minibatch: how it is cut into micro-batches changes only a sum's order
             log.micro_batch(batch, share, loss, metrics, logps, entropies, sampled)
         if batches:
-            log.step(distributed.clip_gradients(model, config.max_grad_norm))
+            norm = distributed.clip_gradients(model, config.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            log.step(norm)
     return log.metrics()
 
 
@@ -282,7 +291,10 @@ def train(config: Config, device: str) -> None:
 
 
 def validate(model, tokenizer, validation, translator, config: Config) -> dict:
-    """Validation of the tiers in training: summaries by tier, and the utility that chooses `best/`."""
+    """Validation of the tiers in training: summaries by tier, and the utility that chooses `best/`.
+
+    Utility is accuracy less lambda times cost, of every call: one yardstick for all gates and penalties.
+    """
     policy = distributed.gathered(model, getattr(torch, config.dtype))
     found = {tier: outcomes(policy, tokenizer, validation[tier], translator, config) for tier in config.tiers}
     every = [outcome for tier in config.tiers for outcome in found[tier]]
@@ -291,8 +303,8 @@ def validate(model, tokenizer, validation, translator, config: Config) -> dict:
 
 
 def outcomes(policy, tokenizer, tasks, translator, config: Config) -> list:
-    """Each task's rollout and score, every rank having evaluated its share. ToolOutage, as in training: answers
-    without the tool would choose `best/`."""
+    """Each task's rollout and score, every rank having evaluated its share. ToolOutage, as in training: else a
+    validation without a working tool could choose `best/`."""
     mine = evaluate(policy, tokenizer, distributed.share(tasks), translator, config, seed=distributed.rank())  # [8]
     found = distributed.gather(mine)
     stop_at_outage([rollout for rollout, _ in found], config.max_tool_errors)

@@ -1,6 +1,7 @@
 """How much the checks of translated tasks are worth, where the truth is known and on real text.
 
-    python -m bench.fidelity            # about two minutes on one core
+    python -m bench.fidelity                # about two minutes on one core
+    python -m bench.fidelity --data DIR     # and on real text: mgsm.jsonl, gsm8k_test.jsonl, apertium_roundtrip.jsonl
 
 In the embedded world the answer of a translation is worked out from its own sentences (`tiny/truth.py`), so the share
 of kept tasks whose answer survived is measured: true fidelity. The lexicon gets a share of words wrong, there and back.
@@ -9,6 +10,7 @@ way back); and recorded round trips of Apertium, whose truth is unknown. The rea
 without them their tables are left out.
 """
 
+import argparse
 import json
 from collections import Counter
 from pathlib import Path
@@ -20,7 +22,6 @@ from translation.pipeline import TranslateOptions, outcome, round_trips
 from translation.protect import KINDS
 from translation.service import Service
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 PROTECT = list(KINDS[:-1])
 
 
@@ -44,36 +45,30 @@ def in_the_world(noise: float, count: int) -> dict[str, float]:
     }
 
 
-def rows(name: str) -> list[dict]:
-    with open(DATA / f"{name}.jsonl", encoding="utf-8") as file:
+def rows(data: Path, name: str) -> list[dict]:
+    with open(data / f"{name}.jsonl", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 
-def human_verdicts(language: str) -> list[Verdict]:
+def human_verdicts(data: Path, language: str) -> list[Verdict]:
     """Of the human translations of 250 questions, by the checks that need no way back."""
     return [
         verify(RoundTrip(language, (row["question_en"],), (row["question"],), None))
-        for row in rows("mgsm")
+        for row in rows(data, "mgsm")
         if row["lang"] == language
     ]
 
 
-def recorded_verdicts(language: str) -> list[Verdict]:
+def recorded_verdicts(data: Path, language: str) -> list[Verdict]:
     """Of 300 recorded round trips (there is none for ast and sc)."""
-    sources = {row["id"]: row["question"] for row in rows("gsm8k_test")}
-    verdicts = []
-    for row in rows("apertium_roundtrip"):
+    sources = {row["id"]: (row["question"],) for row in rows(data, "gsm8k_test")}
+    options, verdicts = TranslateOptions(languages="es", translator="recorded"), []
+    for row in rows(data, "apertium_roundtrip"):
         if row["lang"] == language:
             hops = max(len(row["there"]), len(row["back"] or ()))
             back = None if row["back"] is None else (row["back_translation"],)
-            threshold = TranslateOptions(languages="es", translator="recorded").thresholds[hops > 1]
-            verdicts.append(
-                verify(
-                    RoundTrip(
-                        language, (sources[row["id"]],), (row["translation"],), back, row["marked_first_hop"], threshold
-                    )
-                )
-            )
+            trip = (language, sources[row["id"]], (row["translation"],), back, row["marked_first_hop"])
+            verdicts.append(verify(RoundTrip(*trip, options.thresholds[hops > 1])))
     return verdicts
 
 
@@ -97,33 +92,17 @@ def table(title: str, lines: dict[str, dict[str, float]]) -> str:
 
 
 def main() -> None:
-    noises = (0, 0.02, 0.05, 0.1, 0.2)
-    print(
-        table(
-            "Embedded world: 2000 tasks, by the lexicon's noise",
-            {f"{noise:.0%}": in_the_world(noise, 2000) for noise in noises},
-        ),
-        flush=True,
-    )
-    if not DATA.is_dir():
-        print("There are no real texts here.")
-        return
-    print(
-        table(
-            "Human translations of MGSM that pass, without a way back",
-            {code: shares(human_verdicts(code), FORWARD) for code in "es de ru fr th sw bn te ja zh".split()},
-        ),
-        flush=True,
-    )
-    print(
-        table(
-            "Recorded round trips of Apertium that pass",
-            {
-                code: shares(recorded_verdicts(code), FORWARD | BACKWARD)
-                for code in "eo es gl ca an oc pt it fr frp ast sc hbs".split()
-            },
-        )
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="directory with the real texts")
+    data = parser.parse_args().data
+    world_lines = {f"{noise:.0%}": in_the_world(noise, 2000) for noise in (0, 0.02, 0.05, 0.1, 0.2)}
+    print(table("Embedded world: 2000 tasks, by the lexicon's noise", world_lines), flush=True)
+    if data is not None:
+        human = {code: shares(human_verdicts(data, code), FORWARD) for code in "es de ru fr th sw bn te ja zh".split()}
+        print(table("Human translations of MGSM that pass, without a way back", human), flush=True)
+        codes = "eo es gl ca an oc pt it fr frp ast sc hbs".split()
+        recorded = {code: shares(recorded_verdicts(data, code), FORWARD | BACKWARD) for code in codes}
+        print(table("Recorded round trips of Apertium that pass", recorded))
 
 
 if __name__ == "__main__":

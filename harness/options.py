@@ -21,7 +21,7 @@ BOXED = (
     "language that you do not know well; the tool translates it into English, at a price."
 )
 
-# Named sets of defaults. tiny: the fields' own (LOG.md says how they were chosen). qwen3-4b: sources beside the values.
+# Named sets of defaults. tiny: those of the fields (docs/log.md says how they were chosen). qwen3-4b: with sources.
 PRESETS = {
     "tiny": {},
     "qwen3-4b": {
@@ -219,9 +219,3 @@ def require(condition: bool, message: str) -> None:
     """Raise ValueError with this message unless the condition holds."""
     if not condition:
         raise ValueError(message)
-
-
-# --- data and translator ----------------------------------------------------------------------------------------
-
-
-# --- files ------------------------------------------------------------------------------------------------------

@@ -29,6 +29,8 @@ def show(path, limit: int, out=sys.stdout) -> None:
                 (mine if sampled[a] else theirs).format(tokenizer.decode(ids[a:b])) for a, b in _runs(sampled)
             )
             verdict = "right" if result["correct"] else f"wrong, the answer is {task['answer']!r}"
+            if result["reward"] != result["correct"]:  # partial credit
+                verdict += f", reward {result['reward']:.2f}"
             head = (
                 f"--- step {row.get('step', '-')}  {task['id']}  {verdict}, cost {result['cost']:.2f}, "
                 f"stop {row['stop']}, advantage {row.get('advantage', 0):+.2f}"
