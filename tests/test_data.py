@@ -229,6 +229,12 @@ def test_a_tokenizer_without_the_call_token_is_refused(tokenizer_dir, tmp_path):
         data.load_tokenizer(tmp_path)
 
 
+def test_a_control_token_that_the_tokenizer_lacks_is_named(tokenizer):
+    """Would catch a KeyError out of a prompt whose chat has a token that this family does not know."""
+    with pytest.raises(ValueError, match=r"no token <\|image\|>"):
+        tokenizer.encode(["a", data.Control("<|image|>")])
+
+
 # --- JSONL ------------------------------------------------------------------------------------------------------
 
 ROW = {"id": "1", "language": "de", "question": "Was ist 2 + 2?", "answer": "4"}

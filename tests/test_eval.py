@@ -194,6 +194,18 @@ def test_the_viewer_shows_the_last_ones(logged):
     assert "wrong, the answer is '5'" in out.getvalue()
 
 
+def test_the_viewer_tells_a_partial_reward(logged):
+    """Catches partial credit that nobody can see: "wrong" alone would hide what is optimised."""
+    task = Task("t", "low-01", "low", "trained", "math", "a b?", (), "5")
+    row = rollout_row(hand_made(TOKENIZER, task, "5"), Score(0, 0.25, "5", True, 0.0, False), step=4, advantage=0.0)
+    with open(logged, "a") as file:
+        file.write(json.dumps(row) + "\n")
+    out = io.StringIO()
+    show(logged, 20, out)
+    assert "wrong, the answer is '5', reward 0.25, cost" in out.getvalue()
+    assert out.getvalue().count("reward") == 1
+
+
 @pytest.mark.parametrize("line", ["{", "[]", "{}", '{"task": {}, "score": {}, "ids": [1], "sampled": [1]}'])
 def test_the_viewer_names_a_line_that_is_no_rollout(logged, line):
     """Catches a traceback over a half-written last line."""
