@@ -1,12 +1,13 @@
 """The figures of the experiments, from what happened to each item. Needs matplotlib, an optional extra.
 
-    training.png     the tool rate over training, per tier and per domain
-    plane.png        accuracy over cost, one mark for each policy, families joined
+    emergence.png    the tool rate over training, a line per tier
+    plane.png        accuracy over cost, one mark per policy, families joined
     utility.png      utility against the price, the winner marked below
-    languages.png    tool rate against native accuracy, one dot for each language and domain
+    languages.png    tool rate against native accuracy, one dot per language and domain
 
-Called by reproduce.py only. The colours are Okabe and Ito's: colour-blind readers can tell them
-apart.
+Called by reproduce.py only. The colours are Okabe and Ito's: colour-blind readers can tell them apart.
+
+Left out: any number that is not in the result files, and styles for print.
 """
 
 import itertools
@@ -15,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from paper.comparisons import TRAINED, Policy, by_language, families, masks
-from paper.measures import frontier
+from paper.measures import Point, frontier
+from paper.tables import titled
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX*"
@@ -57,73 +59,103 @@ def draw(out: Path, pool: dict[str, Policy], ours: str, columns: dict, languages
         for name, marker in zip(points, itertools.cycle(MARKERS), strict=False)
     }
     weights = {
-        name: {policy.name.partition("-")[2]: policy.point(trained) for policy in members.get(name, [])}
+        name: {policy.name.partition("-")[2]: policy.point(trained) for policy in members[name]}
         for name in ("plain", family)
+        if name in members
     }
     drawn = {"plane": plane(plt, points, styles, weights), "utility": utilities(plt, points, styles)}
     if curves:
-        drawn["training"] = training(plt, curves, ours)
+        drawn["emergence"] = emergence(plt, curves)
     if languages:
-        drawn["languages"] = introspection(plt, languages, columns["languages"], family)
+        drawn["languages"] = introspection(plt, languages, columns["languages"])
     for name, figure in drawn.items():
         figure.savefig(out / f"{name}.png", dpi=130)
         plt.close(figure)
         print(f"written to {out / name}.png")
 
 
-def training(plt, curves: list[dict], ours: str):
-    """Mean over seeds as a line, their range as a band."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
-    for axis, cut in zip(axes, ("tier", "domain"), strict=True):
-        names = TRAINED if cut == "tier" else sorted(curves[0][cut])
-        for colour, marker, name in zip(COLOURS, MARKERS, names, strict=False):
-            if name not in curves[0][cut]:
-                continue
-            rates = np.array([curve[cut][name]["tool_rate"] for curve in curves], dtype=float)
-            axis.fill_between(curves[0]["step"], rates.min(0), rates.max(0), color=colour, alpha=0.2, linewidth=0)
-            axis.plot(
-                curves[0]["step"], rates.mean(0), color=colour, marker=marker, markevery=4, markersize=4, label=name
+def emergence(plt, curves: list[dict]):
+    """How tool use emerges: a line per tier is the mean over seeds, the thin ones are the seeds."""
+    figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    steps = curves[0]["step"]
+    for colour, tier in zip(COLOURS, TRAINED, strict=False):
+        if tier in curves[0]["tier"]:
+            rates = np.array([curve["tier"][tier]["tool_rate"] for curve in curves], dtype=float)
+            axis.plot(steps, rates.T, color=colour, linewidth=0.8, alpha=0.35)
+            axis.plot(steps, rates.mean(0), color=colour, linewidth=2.2)
+            end = (steps[-1], rates.mean(0)[-1])
+            axis.annotate(
+                titled(tier), end, (6, 0), textcoords="offset points", va="center", color=colour, weight="bold"
             )
-        axis.set(xlabel="training step", title=f"by {cut}", ylim=(0, 1.3), yticks=np.arange(0, 1.1, 0.2))
-        axis.legend(fontsize=9, ncols=3, loc="upper center")
-    axes[0].set_ylabel("tool rate of the rollouts")
-    figure.suptitle(f"How tool use emerges ({ours}, mean and range of {len(curves)} seeds)", fontsize=11)
+    axis.set(
+        xlabel="training step",
+        ylabel="tool rate (share of rollouts with a call)",
+        xlim=(0, steps[-1]),
+        ylim=(0, 1),
+        yticks=np.arange(0, 1.1, 0.2),
+    )
     return figure
 
 
 def plane(plt, points: dict, styles: dict, weights: dict):
-    """The accuracy-cost plane over the trained tiers: up and to the left is better. A number is the cost weight."""
-    figure, axis = plt.subplots(figsize=(8, 4.6), layout="constrained")
+    """The accuracy-cost plane over the trained tiers: up and to the left is better. The inset shows the families in
+    `weights` (family -> cost weight -> point), where the last of them is."""
+    figure, axis = plt.subplots(figsize=(8, 5.2), layout="constrained")
+    lines = {}
     for name, rows in points.items():
-        rows = sorted(rows, key=lambda point: point[1])
         marker, colour = styles[name]
-        axis.plot(
-            [cost for _, cost in rows],
-            [100 * accuracy for accuracy, _ in rows],
-            color=colour,
-            marker=marker,
-            markersize=7,
-            linewidth=1.2,
-            label=name,
-        )
-    for name, place, side in zip(weights, ((-4, 4), (4, -11)), ("right", "left"), strict=True):
-        for weight, (accuracy, cost) in weights[name].items():
-            axis.annotate(
-                weight,
-                (cost, 100 * accuracy),
-                place,
-                textcoords="offset points",
-                ha=side,
-                fontsize=8,
-                color=styles[name][1],
-            )
+        lines[name] = np.array(sorted((cost, 100 * accuracy) for accuracy, cost in rows))
+        axis.plot(*lines[name].T, color=colour, marker=marker, markersize=7, linewidth=1.2, label=name)
     axis.set(
-        xlabel="cost a task (1 = one call of mean length)",
+        xlabel="cost per task (1 = one call of mean length)",
         ylabel="reward (accuracy x 100)",
         title="What accuracy costs, over the trained languages",
     )
     axis.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    if not weights:
+        return figure
+    inset = axis.inset_axes([0.36, 0.06, 0.63, 0.58])
+    for name in weights:
+        marker, colour = styles[name]
+        inset.plot(*lines[name].T, color=colour, marker=marker, markersize=5, linewidth=1)
+    (left, low), (right, high) = lines[name].min(0), lines[name].max(0)
+    inset.set(xlim=(left - 0.13, right + 0.08), ylim=(low - 2, high + 2))
+    inset.tick_params(labelsize=8)
+    inset.text(0.97, 0.05, "numbers: cost weight", transform=inset.transAxes, ha="right", fontsize=8)
+    axis.indicate_inset_zoom(inset, edgecolor="#777777")
+    figure.draw_without_rendering()  # so that places on the page are known
+    write_beside(inset, {name: (styles[name][1], found) for name, found in weights.items()})
     return figure
+
+
+def write_beside(axis, families: dict[str, tuple[str, dict[str, Point]]]) -> None:
+    """Write each point's label beside it, where it covers no line, no marker and no other label; above it if there is
+    no such place. families: name -> (colour, label -> point)."""
+    scale = axis.figure.dpi / 72  # pixels per point of type; all places below are in pixels
+    drawn, labels, written = [], [], []
+    for colour, points in families.values():
+        places = {label: (cost, 100 * accuracy) for label, (accuracy, cost) in points.items()}
+        labels += [(label, place, colour) for label, place in places.items()]
+        line = axis.transData.transform(sorted(places.values()))
+        along = np.linspace(0, len(line) - 1, 40 * len(line))
+        drawn += list(np.stack([np.interp(along, range(len(line)), side) for side in line.T], axis=1))
+    for label, place, colour in labels:
+        centre = axis.transData.transform(place)
+        if not axis.bbox.contains(*centre):
+            continue
+        half = scale * np.array([2.6 * len(label), 4.0])  # of a label in 8 points
+        across = 2.6 * len(label) + 5
+        sides = [np.array(side) for side in ((0, 10), (-across, 6), (across, -6), (0, -10), (-across, -6), (across, 6))]
+        free = (
+            side
+            for side in sides
+            if all((abs(centre + scale * side - other) > half + 2).any() for other in drawn)
+            and all((abs(centre + scale * side - other) > half + size).any() for other, size in written)
+        )
+        side = next(free, sides[0])
+        written.append((centre + scale * side, half))
+        words = {"ha": "center", "va": "center", "fontsize": 8, "color": colour}
+        axis.annotate(label, place, side, textcoords="offset points", **words)
 
 
 def utilities(plt, points: dict, styles: dict):
@@ -154,15 +186,15 @@ def utilities(plt, points: dict, styles: dict):
     axis.set(
         ylabel="accuracy - price x cost",
         ylim=(min(0.0, min(line[0] for line in lines.values())), top + 0.03),
-        title="Utility against the price of a call; the best family below",
+        title="Utility against the price per call; the best family below",
     )
-    strip.set(xlabel="price of a call (lambda)", yticks=[], ylim=(0, 1), xlim=(0, 1))
+    strip.set(xlabel="price per call", yticks=[], ylim=(0, 1), xlim=(0, 1))
     strip.grid(False)
     axis.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
-def introspection(plt, languages: dict, columns: dict, family: str):
+def introspection(plt, languages: dict, columns: dict):
     """A policy that knows what it does not know: the dots of each domain fall from left to right."""
     count = len(dict.fromkeys(columns["language"]))
     domains = columns["domain"].reshape(count, -1)[0]
@@ -186,7 +218,7 @@ def introspection(plt, languages: dict, columns: dict, family: str):
         ylabel="tool rate",
         xlim=(-0.02, 1.02),
         ylim=(-0.02, 1.02),
-        title=f"Calls where it does not know ({family} gate): a dot is a language in a domain",
+        title="Calls where it does not know: one dot per language and domain",
     )
     axis.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

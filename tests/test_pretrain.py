@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data import encode_call, load_tokenizer
+from data import load_tokenizer
 from paper import pretrain
 from tiny.languages import WORLD
 from tiny.world import items
+from tools import encode_call
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def test_a_further_course_begins_with_the_base(tmp_path, monkeypatch, capsys, co
     words = f"--course {course} --course-steps 0 --items 1 --out {tmp_path}".split()
     monkeypatch.setattr(sys, "argv", ["paper.pretrain", *words])
     pretrain.main()
-    assert capsys.readouterr().out.count("1 validation items a tier") == (2 if course == "prices" else 1)
+    assert capsys.readouterr().out.count("1 validation items per tier") == (2 if course == "prices" else 1)
     before, after = (load_file(where / "model.safetensors") for where in (pretrain.BASE, tmp_path))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -1,17 +1,18 @@
-"""reproduce.py and what it uses: measures on closed-form cases, the cache of results, two runs from start to tables."""
+"""paper.reproduce and what it uses: measures on closed-form cases, keys of results, two runs from start to tables."""
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from helpers import base_directory, call_main
+from helpers import ROOT, base_directory, call_main
 
-from paper import comparisons, experiments, measures, outcomes, reproduce
+from harness.options import Neutral
+from paper import comparisons, experiments, measures, outcomes, reproduce, runs, tables
 from paper.comparisons import Policy
 from paper.experiments import FREELY, ROUTED, Job
-from paper.reproduce import ReproduceOptions
+from paper.runs import ReproduceOptions
 from train import Config
 
 # --- measures ---------------------------------------------------------------------------------------------------
@@ -133,32 +134,53 @@ def test_reward_and_cost_kept_are_ratios_to_the_unconstrained_policy():
     assert row["groups"]["low"]["gain"] == [0.0, 0.0, 0.0]
 
 
-def test_the_pareto_share_is_asked_at_every_cost_weight_that_both_families_have():
-    """Catches policies of different cost weights in one set, and one half of a pair that is taken for both."""
+def test_the_pareto_share_is_stated_per_set_range_and_cost_weight():
+    """Catches policies of different cost weights in one set, and a range of prices that is not the one it names."""
     groups = np.array(comparisons.GROUPS)
     columns = {"group": groups, "domain": groups, "language": groups, "item": groups}
 
-    def policy(family, right, cost):
-        return Policy("", family, "", [outcome([*right, 0, 0, 0, 0], [*cost, 9, 9, 9, 9])])
+    def policy(family, weight, right, cost):
+        return Policy(f"{family}-{weight}", family, "", [outcome([*right, 0, 0, 0, 0], [*cost, 9, 9, 9, 9])])
 
     pool = {
-        "always translate": policy("always translate", [1, 1, 1], [2, 2, 2]),
-        "unconstrained": policy("unconstrained", [1, 1, 1], [1, 1, 1]),
-        "plain-0.5": policy("plain", [1, 0, 0], [0, 0, 0]),
-        "native-0.5": policy("native", [1, 1, 0], [1, 0, 0]),
-        "plain-1": policy("plain", [1, 1, 0], [1, 0, 0]),
-        "native-2": policy("native", [1, 1, 1], [0, 0, 0]),
+        "always translate": policy("always translate", "", [1, 1, 1], [2, 2, 2]),
+        "unconstrained": policy("unconstrained", "", [1, 1, 1], [1, 1, 1]),
+        "base": policy("base", "", [0, 0, 0], [0, 0, 0]),
+        "plain-0.5": policy("plain", 0.5, [1, 0, 0], [0, 0, 0]),
+        "native-0.5": policy("native", 0.5, [1, 1, 0], [1, 0, 0]),
+        "plain-1": policy("plain", 1, [1, 1, 0], [1, 0, 0]),
+        "native-2": policy("native", 2, [1, 1, 1], [0, 0, 0]),
     }
-    found = comparisons.pareto_by_cost_weight(pool, "native", columns)
-    # 2/3 at 1/3 against 1 at 1: better from 1/2 on; against 1/3 at 0: better up to 1
-    assert found == {
-        "0.5": {
-            "always translate": [0.0, 0.0],
-            "unconstrained": [0.5, 0.0],
-            "plain-0.5": [0.0, 0.0],
-            "native-0.5": [0.5, 0.0],
-        }
-    }
+    found = comparisons.pareto_by_set(pool, "native", columns)
+    shares = {(*entry["set"], entry["highest price"]): entry["shares"] for entry in found}
+    assert list(shares) == [(*names, highest) for names in comparisons.SETS for highest in (1.0, 0.5)]
+    # gated: 2/3 at 1/3, against 1 at 1: better from 1/2 on; against 1/3 at 0 and 0 at 0: better up to 1
+    alone = {"unconstrained": [0.5, 0.0], "native-0.5": [0.5, 0.0]}
+    assert shares["unconstrained", "gated", 1.0]["0.5"] == alone
+    assert shares["unconstrained", "gated", 0.5]["0.5"] == {"unconstrained": [1.0, 0.0], "native-0.5": [0.0, 0.0]}
+    assert shares["unconstrained", "gated", 1.0]["2"] == {"unconstrained": [0.0, 0.0], "native-2": [1.0, 0.0]}
+    assert shares["base", "unconstrained", "gated", 1.0]["0.5"] == {"base": [0.0, 0.0], **alone}
+    everyone = {"always translate": [0.0, 0.0], "plain-0.5": [0.0, 0.0], **alone}
+    assert shares["always translate", "unconstrained", "plain cost", "gated", 1.0] == {"0.5": everyone}
+
+
+def test_shares_by_seed_pair_the_same_seeds():
+    """Catches a deviation over all pairs of seeds, or one seed that is compared with the mean of the others."""
+    mask = np.array([True])
+
+    def policy(*points):
+        return Policy("", "", "", [outcome([right], [cost]) for right, cost in points])
+
+    pool = {"a": policy((1, 1), (1, 0.5)), "b": policy((0.5, 0), (0.9, 0)), "never": policy((0, 0))}
+    found = comparisons.shares_by_seed(pool, {name: [name] for name in pool}, mask)
+    assert found["a"] == [0.35, 0.2121]  # of (1 - 0.5) / 1 and (1 - 0.9) / 0.5; 0.4 is the share of the means
+    assert found["never"] == [0.0, 0.0]
+
+
+def test_tiers_are_titled_and_codes_of_languages_are_not():
+    """Catches a table that renames a language, or leaves a tier in the spelling of a flag."""
+    assert tables.titled("held-out xlow") == "held-out XLow"
+    assert tables.titled("low math") == "Low math" and tables.titled("low-01") == "low-01"
 
 
 def test_at_full_reward_the_cheapest_member_is_chosen_on_validation_items():
@@ -216,27 +238,136 @@ def options_for(tmp_path, **changes):
 JOBS = [Job("base", "main", "", (*FREELY, *ROUTED), trains=False), Job("unconstrained", "main", "--gate never")]
 
 
-def test_a_changed_option_is_another_result(tmp_path):
+def test_a_changed_option_is_another_result(tmp_path, monkeypatch):
     """Catches a key that leaves an option out: the tables would show a run under another run's name."""
     options = options_for(tmp_path)
-    key = outcomes.key_of(reproduce.configuration(JOBS[1], 0, options))
-    others = [
-        (replace(JOBS[1], options="--gate always"), 0, options),
-        (JOBS[1], 1, options),
-        (JOBS[1], 0, replace(options, test_items=60)),
-        (replace(JOBS[1], trains=False), 0, options),
-        (JOBS[1], 0, replace(options, train=options.train + " --tool-noise 0.1")),
-    ]
-    keys = {outcomes.key_of(reproduce.configuration(*other)) for other in others}
-    assert len(keys | {key}) == 6
+
+    def key(job, seed=0, options=options):
+        return outcomes.key_of(runs.configuration(job, seed, options))
+
+    keys = {
+        key(JOBS[1]),
+        key(replace(JOBS[1], options="--gate always")),
+        key(JOBS[1], seed=1),
+        key(JOBS[1], options=replace(options, test_items=60)),
+        key(replace(JOBS[1], trains=False)),
+        key(JOBS[1], options=replace(options, train=options.train + " --tool-noise 0.1")),
+    }
+    assert len(keys) == 6
     same = replace(JOBS[1], name="other", options="--gate never --log-rollouts 3 --save-every 1")
-    assert outcomes.key_of(reproduce.configuration(same, 0, options)) == key
+    assert key(same) == key(JOBS[1])
+    monkeypatch.setattr(runs, "DEFAULTS", runs.DEFAULTS + 1)
+    assert key(JOBS[1]) not in keys
+
+
+def test_the_base_model_counts_by_its_weights(tmp_path):
+    """Catches a key of the model's path: a copy would be trained again, and other weights in its place would not."""
+    options, copy = options_for(tmp_path, train=""), tmp_path / "copy"
+    shutil.copytree(base_directory(), copy)
+    keys = []
+    for directory in (base_directory(), copy, "tiny"):
+        job = Job("any", "main", f"--model {directory}")
+        keys.append(outcomes.key_of(runs.configuration(job, 0, options)))
+    assert keys[0] == keys[1] != keys[2]
+
+
+@dataclass(frozen=True)
+class Grown(Config):
+    """A fork's options: one that decides results, one that decides none."""
+
+    extra_term: float = 0.0
+    extra_log: Neutral[int] = 3
+
+
+def test_a_new_option_with_a_neutral_default_orphans_no_result():
+    """Catches a key of all options: every result would have to be made again for one more of them."""
+    given = {"gate": "never", "cost_weight": 0.0, "seed": 2}
+    assert runs.differences(Config(**given), Config) == given
+    assert runs.differences(Grown(**given), Grown) == given
+    assert runs.differences(Grown(**given, extra_log=9), Grown) == given
+    assert runs.differences(Grown(**given, extra_term=0.1), Grown) == given | {"extra_term": 0.1}
+
+
+def test_options_of_training_do_not_decide_a_result_without_training(tmp_path):
+    """Catches a base that is evaluated again because the runs beside it are trained for fewer steps."""
+    short, long = (options_for(tmp_path, train=f"--steps {steps} --tool-noise 0.1") for steps in (20, 40))
+    assert runs.configuration(JOBS[0], 0, short) == runs.configuration(JOBS[0], 0, long)
+    assert runs.configuration(JOBS[0], 0, short)["options"] == {"tool_noise": 0.1}
+    assert runs.configuration(JOBS[1], 0, short) != runs.configuration(JOBS[1], 0, long)
+
+
+VERSIONS = {  # of the defaults: those that a run of the paper would notice
+    1: dict(
+        data="tiny",
+        translator="lexicon",
+        tool_noise=0.0,
+        price_call=0.5,
+        price_char=0.5 / 45,
+        system="",
+        tool_schema=False,
+        think=True,
+        answer_format="plain",
+        max_new_tokens=96,
+        max_calls=2,
+        dtype="float32",
+        lang_tier="all",
+        steps=140,
+        prompts=64,
+        group_size=8,
+        confidence="native",
+        probe_rollouts=4,
+        gate="threshold",
+        threshold=0.95,
+        penalty="multiply",
+        cost_weight=0.25,
+        advantage_scale="none",
+        ratio="token",
+        clip_low=0.2,
+        clip_high=0.2,
+        minibatches=2,
+        micro_tokens=16384,
+        learning_rate=1e-3,
+        warmup_steps=5,
+        decay=0.5,
+        max_grad_norm=1.0,
+        temperature=1.0,
+        seed=0,
+        eval_every=35,
+        validation_items=400,
+    )
+}
+
+
+def test_a_changed_default_raises_the_version_of_the_defaults():
+    """Catches a default that changed under its old version: the results of the old one would be taken for those of the
+    new. Raise paper.runs.DEFAULTS and add the defaults of that version here."""
+    known = VERSIONS[runs.DEFAULTS]
+    assert {name: getattr(Config(), name) for name in known} == known
+
+
+def test_the_committed_results_are_those_of_the_experiments():
+    """Catches a renamed option or job, or an edited file, that would have everything trained again."""
+    options = ReproduceOptions()
+    jobs = experiments.all_jobs(options.config())
+    wanted = {
+        outcomes.key_of(runs.configuration(job, seed, options)) for job in jobs for seed in runs.seeds_of(job, options)
+    }
+    stored = {path.stem.rpartition("-")[2]: path for path in (ROOT / "paper/results/runs").glob("*.json")}
+    assert wanted <= set(stored)
+    made_from = json.loads((ROOT / "paper/results/summary.json").read_text(encoding="utf-8"))["made from"]
+    assert {name.rpartition("-")[2] for name in made_from} == wanted
+    for path in stored.values():
+        result = json.loads(path.read_text(encoding="utf-8"))
+        assert outcomes.key_of(result["configuration"]) == path.stem.rpartition("-")[2]
+        if result["configuration"]["trains"]:  # and its command is the run that it says it is
+            config = runs.parsed(result["command"].removeprefix("python train.py "))
+            assert runs.differences(config, Config) == result["configuration"]["options"]
 
 
 def test_two_jobs_of_one_configuration_are_one_run(tmp_path):
     """Catches an ablation that trains the main table's policy a second time."""
     twin = replace(JOBS[1], name="twin", evaluations=("test/free", "test/forced"))
-    (entry,) = reproduce.pending_runs([JOBS[1], twin], options_for(tmp_path))
+    (entry,) = runs.pending_runs([JOBS[1], twin], options_for(tmp_path))
     assert entry.labels == ("test/free", "test/forced")
 
 
@@ -276,26 +407,26 @@ def test_commands_are_such_as_a_reader_can_type(tmp_path):
     """Catches an option of train.py in a command of eval.py, and a base model under another one's name."""
     options = options_for(tmp_path, train="", quick=False)
     other = Job("other", "ablations", "--tool-noise 0.1 --model elsewhere", trains=False)
-    assert reproduce.command(JOBS[0], 0, options) == "python eval.py --policy tiny --items 40"
+    assert runs.command(JOBS[0], 0, options) == "python eval.py --policy tiny --items 40"
     expected = "python eval.py --policy elsewhere --items 40 --tool-noise 0.1"
-    assert reproduce.command(other, 0, options) == expected
-    assert reproduce.command(JOBS[1], 2, options) == "python train.py --gate never --seed 2"
+    assert runs.command(other, 0, options) == expected
+    assert runs.command(JOBS[1], 2, options) == "python train.py --gate never --seed 2"
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A base model and a trained policy, run from start to end, and a list of what was trained."""
     options = options_for(tmp_path_factory.mktemp("reproduce"))
-    pending = reproduce.pending_runs(JOBS, options)
-    assert reproduce.run_all(pending, options) == 0
+    pending = runs.pending_runs(JOBS, options)
+    assert runs.run_all(pending, options) == 0
     return options
 
 
 def test_a_second_call_has_nothing_to_do_and_a_third_seed_is_the_only_new_run(finished):
     """Catches a result that is not found again, and a new one that makes the others be run again."""
-    assert reproduce.pending_runs(JOBS, finished) == []
+    assert runs.pending_runs(JOBS, finished) == []
     more = replace(finished, quick=False, seeds=2, train=finished.train.replace("--steps 2", "--steps 1"))
-    assert [(entry.job.name, entry.seed) for entry in reproduce.pending_runs(JOBS, more)] == [("unconstrained", 1)]
+    assert [(entry.job.name, entry.seed) for entry in runs.pending_runs(JOBS, more)] == [("unconstrained", 1)]
 
 
 def test_tables_come_from_the_result_files_alone(finished, tmp_path):
@@ -313,36 +444,80 @@ def test_tables_come_from_the_result_files_alone(finished, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_tables_of_more_results_are_not_overwritten(finished, tmp_path):
+    """Catches a table of one policy in the place of one of many, because a file was lost or an option differs."""
+    out = tmp_path / "results"
+    shutil.copytree(finished.out, out)
+    copied = replace(finished, out=str(out))
+    reproduce.write_tables(JOBS, copied)
+    before = (out / "summary.json").read_text()
+    (lost,) = (out / "runs").glob("unconstrained-*.json")
+    lost.rename(tmp_path / lost.name)
+    with pytest.raises(ValueError, match=f"2 results; these options do not find 1 .*{lost.stem}.* another --out"):
+        reproduce.write_tables(JOBS, copied)
+    assert (out / "summary.json").read_text() == before
+    (tmp_path / lost.name).rename(lost)
+    reproduce.write_tables(JOBS, copied)
+
+
+def test_a_run_whose_tables_would_be_refused_is_not_started(finished, tmp_path, monkeypatch, capsys):
+    """Catches an hour of --quick in the directory of the whole comparison, whose tables are refused at its end."""
+    out = tmp_path / "results"
+    shutil.copytree(finished.out, out)
+    reproduce.write_tables(JOBS, replace(finished, out=str(out)))
+    monkeypatch.setattr(reproduce, "run_all", None)
+    with pytest.raises(SystemExit) as stopped:
+        call_main(reproduce.main, "--quick", "--out", out, "--test-items", 40)
+    assert stopped.value.code == 2
+    assert "name another --out" in capsys.readouterr().err
+
+
+def test_a_damaged_summary_is_named(tmp_path):
+    """Catches a summary that cannot be read and is taken for none."""
+    (tmp_path / "summary.json").write_text('{"policies": {}')
+    with pytest.raises(ValueError, match="summary.json: not a summary"):
+        reproduce.refuse_fewer(tmp_path, [])
+
+
+def test_a_result_file_has_a_line_per_field(finished):
+    """Catches files that grow to thousands of lines, or whose fields change places from one run to the next."""
+    for path in (finished.results).glob("*.json"):
+        first, *lines, last = path.read_text().splitlines()
+        assert (first, last) == ("{", "}")
+        names = [line.partition(":")[0].strip('"') for line in lines]
+        assert names == [name for name in outcomes.FIELDS if name in names] and {"seed", "outcomes"} < set(names)
+
+
 def test_a_missing_evaluation_is_added_without_training(finished, tmp_path, monkeypatch):
     """Catches a run that is made again because another mode of its policy is asked for."""
     shutil.copytree(finished.out, tmp_path / "results")
     options = replace(finished, out=str(tmp_path / "results"))
     jobs = [replace(JOBS[1], evaluations=("test/free", "validation/forced"))]
-    (entry,) = reproduce.pending_runs(jobs, options)
+    (entry,) = runs.pending_runs(jobs, options)
     assert entry.labels == ("validation/forced",)
-    monkeypatch.setattr(reproduce, "train", None)
-    reproduce.run(entry, options)
-    assert reproduce.pending_runs(jobs, options) == []
+    monkeypatch.setattr(runs, "train", None)
+    runs.run(entry, options)
+    assert runs.pending_runs(jobs, options) == []
 
 
 @pytest.mark.parametrize("damage", ["cut", "option", "items"])
 def test_a_damaged_result_is_named(finished, tmp_path, damage):
     """Catches tables that are made from a half-written file, or from one that was edited by hand."""
     shutil.copytree(finished.out, tmp_path / "results")
-    (path,) = (tmp_path / "results").glob("unconstrained-*.json")
+    (path,) = (tmp_path / "results/runs").glob("unconstrained-*.json")
     result = json.loads(path.read_text())
     if damage == "option":
-        result["configuration"]["options"]["gate"] = "always"
+        result["configuration"]["options"]["gate"] = "always"  # was "never"
     elif damage == "items":
         result["outcomes"]["test/free"]["correct"] = outcomes.pack([1, 0], 1)
     path.write_text(path.read_text()[:100] if damage == "cut" else json.dumps(result))
     with pytest.raises(ValueError, match=f"{path.name}: not a result"):
-        reproduce.pending_runs(JOBS, replace(finished, out=str(tmp_path / "results")))
+        runs.pending_runs(JOBS, replace(finished, out=str(tmp_path / "results")))
 
 
 def test_a_failed_run_is_counted_and_says_where_its_log_is(tmp_path, capsys):
     """Catches a failure of one run that stops the others, or that looks like a success."""
     options = options_for(tmp_path, train="--model /nowhere")
-    pending = [reproduce.Pending(JOBS[1], 0, "0" * 10, ("test/free",))]
-    assert reproduce.run_all(pending, options) == 1
+    pending = [runs.Pending(JOBS[1], 0, "0" * 10, ("test/free",))]
+    assert runs.run_all(pending, options) == 1
     assert "unconstrained-0-0000000000.log" in capsys.readouterr().out
