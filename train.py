@@ -192,9 +192,8 @@ def update(model: Qwen3, optimizer, rollouts: list[Rollout], advantages: Tensor,
             A, clips = advantages[batch].to(logps.device), (config.clip_low, config.clip_high)
             loss, metrics = gspo.gspo_loss(logps, old_logps, sampled, A, *clips, config.ratio)  # [7]
             distributed.sum_gradients(model, now=i + 1 == len(batches))
-            (
-                loss * share
-            ).backward()  # share of the minibatch: how it is cut into micro-batches changes only a sum's order
+            # share of the minibatch: how it is cut into micro-batches changes only a sum's order
+            (loss * share).backward()
             log.micro_batch(batch, share, loss, metrics, logps, entropies, sampled)
         if batches:
             norm = distributed.clip_gradients(model, config.max_grad_norm)
