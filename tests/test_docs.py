@@ -1,0 +1,196 @@
+"""README.md and docs/: what they show is what the program prints, and what they tell to type is what it takes."""
+
+import functools
+import io
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT, command
+
+import eval as evaluation
+import gspo
+import train
+from harness.options import parse
+from harness.viewer import compare_table, show
+from paper import reproduce
+from translation import pipeline
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+        ROOT / "bench" / "RESULTS.md",
+    )
+}
+LOW = ROOT / "paper" / "results" / "low"  # the run that the README opens with: its report, and one of its rollouts
+OPTIONS = {
+    "train.py": train.Config,
+    "eval.py": evaluation.EvalOptions,
+    "paper.reproduce": reproduce.ReproduceOptions,
+    "translation.pipeline": pipeline.TranslateOptions,
+}
+
+
+def fenced(page: str, language: str = "") -> list[str]:
+    """The contents of the page's code blocks in a language."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    return [block for kind, block in blocks if kind == language]
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, command line) of every `python …` in a bash block or in `backticks`; the log keeps those of its day."""
+    found = []
+    for name, page in PAGES.items():
+        if name == "docs/log.md":
+            continue
+        lines = "".join(fenced(page, "bash")).replace("\\\n", " ").splitlines() + re.findall(
+            r"`(python [^`\n]+)`", page
+        )
+        lines = [part.partition(" #")[0].strip() for line in lines for part in line.split("&&")]
+        found += [(name, line) for line in lines if re.match(r"(python|torchrun)\b.*(\.py\b|-m )", line)]
+    return found
+
+
+@functools.cache
+def help_of(module: str) -> str:
+    done = command("-m", module, "--help")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("page, line", commands(), ids=[f"{page}: {line}" for page, line in commands()])
+def test_every_command_is_one_that_the_program_takes(page, line):
+    """Catches a documented option that was renamed, and a command that was moved."""
+    words = [word for word in shlex.split(line) if word != "…"]
+    if words[0] == "torchrun":
+        words = words[words.index("train.py") - 1 :]
+    if words[1] != "-m":
+        target, arguments = words[1], words[2:]
+    else:
+        target, arguments = words[2], words[3:]
+    if target in ("venv", "pytest", "http.server"):
+        return
+    assert (ROOT / (target if target.endswith(".py") else target.replace(".", "/") + ".py")).is_file()
+    flags = [word for word in arguments if word.startswith("--")]
+    if target in OPTIONS:
+        parse(OPTIONS[target], "", [word for word in arguments if word != "--help"])
+    elif flags:
+        assert all(flag in help_of(target) for flag in flags)
+
+
+def test_a_renamed_option_would_be_found():
+    """Catches a check of commands that checks none."""
+    assert len(commands()) > 20
+    with pytest.raises(SystemExit):
+        parse(train.Config, "", ["--think-block"])
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_link_leads_somewhere(name):
+    """Catches a file that was moved, and a heading that was renamed."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[name]):
+        path, _, anchor = target.partition("#")
+        if "://" in target:
+            continue
+        there = (ROOT / name).parent / path if path else ROOT / name
+        assert there.exists(), target
+        if anchor:
+            heads = re.findall(r"^#+ (.+)$", there.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads], target
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_per_is_not_called_a(name):
+    """Catches "rollouts a prompt": one word for one thing."""
+    what = "tasks|items|groups|calls|rollouts|cost|ids|tokens|rows|steps|seeds"
+    of = "step|group|task|rollout|row|call|tier|token|character|prompt|question|column|tile"
+    assert re.findall(rf"\b(?:{what}) a (?:{of})\b", PAGES[name]) == []
+
+
+def test_the_readme_counts_the_lines_of_the_stages():
+    """Catches a table that tells the size of last year."""
+    rows = re.findall(r"^\| `\[(\d)\]` \| \[`(\w+\.py)`\]\(\w+\.py\) \| (\d+) \|", README, flags=re.MULTILINE)
+    told = {name: int(lines) for _, name, lines in rows}
+    assert len(told) == 9
+    assert told == {name: len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in told}
+
+
+def test_the_readme_is_one_sitting():
+    """Catches a front door that grows into a manual."""
+    assert len(README.splitlines()) <= 148
+
+
+def test_the_readme_opens_with_a_rollout_as_the_viewer_prints_it(tmp_path):
+    """Catches a rollout that was made up, and a viewer that prints something else by now."""
+    shutil.copy(LOW / "rollout.jsonl", tmp_path)
+    shutil.copytree(ROOT / "tiny" / "base", tmp_path / "best")
+    printed = io.StringIO()
+    show(tmp_path / "rollout.jsonl", 1, printed)
+    assert fenced(README)[0].strip() == printed.getvalue().strip()
+
+
+def test_the_closing_table_is_that_of_the_committed_run():
+    """Catches a table that no run has printed."""
+    report = json.loads((LOW / "report.json").read_text(encoding="utf-8"))
+    assert compare_table(report["groups"], "base", "result") in fenced(README)[1]
+
+
+def test_the_table_of_four_cases_is_what_gspo_computes():
+    """Catches a worked example that the code does not agree with."""
+    rows = re.findall(
+        r"^\| (right|wrong), (called|no call) \| (\d) \| (\S+) \| (\d) \| (\S*) ?\|$", README, re.MULTILINE
+    )
+    assert len(rows) == 4
+    for column, kappa in ((2, 0.75), (4, 1.0)):
+        group = [(row[0] == "right", row[1] == "called") for row in rows for _ in range(int(row[column]))]
+        correct, called = (torch.tensor([[float(entry[i]) for entry in group]]) for i in (0, 1))
+        assert correct.shape == (1, 8)
+        confidence = gspo.confidence(correct, called, "native")
+        assert float(confidence) == kappa
+        charges = gspo.charge(called, gspo.gate(confidence, "threshold", 0.95), 0.25)
+        found = gspo.group_advantages(gspo.shaped_reward(correct, charges), "none")[0].tolist()
+        for row in rows:
+            if int(row[column]):
+                advantage = found[group.index((row[0] == "right", row[1] == "called"))]
+                assert f"{advantage:+.2f}".replace("-", "−") == row[column + 1]
+
+
+def test_the_pages_speak_of_no_machine_and_no_author():
+    """Catches a path of the machine that a page was written on."""
+    for page in PAGES.values():
+        assert not re.search(r"/(home|root|work|Users)/|\bfork bomb\b", page)
+        assert str(Path.home()) not in page
+
+
+def test_what_reproduced_is_what_the_results_say():
+    """Catches a figure that no result file holds."""
+    summary = json.loads((ROOT / "paper" / "results" / "summary.json").read_text(encoding="utf-8"))
+    gated = summary["policies"][summary["headline"]]
+    gain = {name: f"{group['gain'][0]:+.1f}" for name, group in gated["groups"].items() if "gain" in group}
+
+    def share(*policies: str) -> str:
+        sets = (e["shares"] for e in summary["pareto by set"] if e["set"] == [*policies] and e["highest price"] == 1)
+        mean, deviation = next(sets)["0.25"][summary["headline"]]
+        return f"{100 * mean:.0f} ± {100 * deviation:.0f}%"
+
+    kept = f"{100 * gated['reward_kept'][0]:.1f}% of the reward at {100 * gated['cost_kept'][0]:.0f}%"
+    expected = [
+        " / ".join(gain[tier] for tier in ("high", "low", "xlow")),
+        gain["synthetic"],
+        " / ".join(gain[f"held-out {tier}"] for tier in ("high", "low", "xlow")),
+        kept,
+        f"at {share('unconstrained', 'gated')}",
+        f"at {share('always translate', 'unconstrained', 'plain cost', 'gated')}",
+    ]
+    section = README.partition("## What reproduced")[2].partition("\n## ")[0]
+    rows = [line.split("|") for line in section.splitlines() if line.startswith("|")][2:]
+    assert [cells[3].strip() for cells in rows] == expected
+    assert "a plain cost has 94 ± 3%" in rows[4][4] and "94 ± 3" in PAGES["docs/log.md"]
