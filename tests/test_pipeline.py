@@ -24,7 +24,8 @@ from tiny import truth, world
 from tiny.languages import WORLD, LexiconTranslator
 from tools import TranslationError
 from translation import checks, pipeline
-from translation.checks import RoundTrip, chrf, number_words, numerals, verify
+from translation.checks import RoundTrip, chrf, verify
+from translation.numerals import numerals, quantities
 from translation.page import Outcome, page, report
 from translation.protect import KINDS, Lost, cut, protect, restore
 from translation.service import BudgetSpent, Service
@@ -142,7 +143,7 @@ def test_an_engine_that_swaps_two_numbers_is_found_out_on_the_way_back():
     there = by_word(SPANISH)
     engine = Engine(lambda text: there(re.sub("700[12]", lambda m: swap[m[0]], text)), by_word(ENGLISH))
     line = journal_line(engine, "Ann buys 1.50 and Bob buys 2.50, how many apples?")
-    assert "digits" in pipeline.outcome(line, 60, False).verdict.failures
+    assert "order" in pipeline.outcome(line, 60, False).verdict.failures
 
 
 # --- hostile texts and engines ----------------------------------------------------------------------------------
@@ -242,7 +243,14 @@ def test_gsm8k_is_read_as_it_is(tmp_path):
         ("১৬ ๑๖ 16", "bn", [{Fraction(16)}] * 3),
         ("8万", "zh", [{Fraction(80000)}]),
         ("7:11", "es", [{Fraction(7)}, {Fraction(11)}]),
-        (".5 and 2½.", "en", [{Fraction("0.5")}, {Fraction(2)}, {Fraction("0.5")}]),
+        (".5 and 2½.", "en", [{Fraction("0.5")}, {Fraction("2.5")}]),
+        ("2 1/2 of 3/4 on 3/4/2024, 1/0", "en", [{Fraction(n)} for n in ("5/2", "3/4", "3", "4", "2024", "1", "0")]),
+        ("3分の1と三分の二", "ja", [{Fraction("1/3")}, {Fraction("2/3")}]),
+        ("from 1 to 4 PM", "en", [{Fraction(1), Fraction(13)}, {Fraction(4), Fraction(16)}]),
+        ("13:00 bis 17 Uhr", "de", [{Fraction(13)}, {Fraction(17)}]),
+        ("−5, -$6, ‑7, 8-9, 10 - 3", "en", [{Fraction(n)} for n in (-5, -6, -7, 8, 9, 10, 3)]),
+        ("the 5th of 6", "en", [{Fraction(6)}]),
+        (".1.2", "en", [{Fraction(1)}, {Fraction(2)}]),
         ("1.2.3", "en", [{Fraction(1)}, {Fraction(2)}, {Fraction(3)}]),
         ("in 2010.", "en", [{Fraction(2010)}]),
     ],
@@ -255,18 +263,30 @@ def test_numbers_are_read_by_the_conventions_of_the_locale(text, language, value
 @pytest.mark.parametrize(
     "text, values",
     [
-        ("twenty-five and five", [25, 5]),
-        ("two hundred eggs, 3 million, a thousand", [200, 3000000, 1000]),
-        ("two dozen, a dozen", [24, 12]),
-        ("twice half a quarter, two-thirds", [2, Fraction(1, 2), Fraction(1, 4), 2, Fraction(1, 3)]),
-        ("one of 1 and the someone", []),
-        ("20 five", [20, 5]),
-        ("twenty, ten", [20, 10]),
+        ("twenty-five and five", "25 5"),
+        ("two hundred eggs, 3 million, a thousand", "200 3000000 1000"),
+        ("one hundred twenty-five, two hundred and fifty", "125 250"),
+        ("three thousand five hundred, two hundred fifty thousand", "3500 250000"),
+        ("one million two hundred thousand and one", "1200001"),
+        ("two dozen, a dozen, half a dozen, 1 1/2 dozen", "24 12 6 18"),
+        ("twice half a quarter, two-thirds of 2/3", "2 1/2 1/4 2/3 2/3"),
+        ("one-sixth, a nineteenth, 3 twentieths, the 5th", "1/6 1/19 3/20 1/5"),
+        ("two and a half, 2½, 2 1/2, three and three quarters", "5/2 5/2 5/2 15/4"),
+        ("30 fifth graders and the twenty-fifth", "30 1/5 25"),
+        ("quadruple, quintupled, sextupling, threefold, ten-fold", "4 5 6 3 10"),
+        ("one of 1 and the someone", ""),
+        ("20 five", "20 5"),
+        ("twenty, ten", "20 10"),
+        ("20%, 20 percent, twenty per cent, 1%", "20% 20% 20% 1%"),
+        ("$5, 5 dollars, €5, a dollar, $3 million, 50 cents", "5$ 5$ 5€ 1$ 3000000$ 50¢"),
+        ("5 $3 tickets at 20.", "5 3$ 20"),
+        ("minus five, negative 5, −5 and it is minus 5", "-5 -5 -5 -5"),
+        ("5 minus 3, 5 - 3, the cards minus 3", "5 3 5 3 3"),
     ],
 )
-def test_number_words_have_values(text, values):
-    """Catches "twenty-five" read as 20 and 5, against 25 on the way back."""
-    assert number_words(text) == values
+def test_number_words_have_values_and_signs_belong_to_them(text, values):
+    """Catches "twenty-five" read as 20 and 5, against 25 on the way back, and a percent sign that may get lost."""
+    assert " ".join(map(str, quantities(text))) == values
 
 
 @pytest.mark.parametrize(
@@ -281,6 +301,18 @@ def test_number_words_have_values(text, values):
         ("$1,500.50", "1.500,50 $", "zh", False),
         ("2 boys", "两个男孩", "zh", True),
         ("2 boys", "三个男孩", "zh", False),
+        ("one-third of 6", "6の3分の1", "ja", True),
+        ("a third of 6", "6の4分の1", "ja", False),
+        ("the second and the third of May, both", "2つ目と3番目、5月、2人", "ja", True),
+        ("open until 5 PM", "geöffnet bis 17 Uhr", "de", True),
+        ("open until 5", "geöffnet bis 17 Uhr", "de", False),
+        ("1/2 of 6", "la moitié de 6", "fr", True),
+        ("3 dozen eggs", "36 huevos", "es", False),
+        ("it costs $5", "cuesta 5 dólares", "es", True),
+        ("it costs $5", "cuesta 5 €", "es", False),
+        ("20 percent of 5", "20 % de 5", "es", True),
+        ("20 of 50", "20% de 50", "es", False),
+        ("it is -5 degrees", "hace 5 grados", "es", False),
     ],
 )
 def test_digits_of_a_translation_are_compared_as_far_as_they_can_be(source, translation, language, passes):
@@ -298,6 +330,9 @@ def test_digits_of_a_translation_are_compared_as_far_as_they_can_be(source, tran
         ("questions", {"translation": ("Ann tiene tres manzanas y Bob come dos de ellas. Cuántas quedan a Ann.",)}),
         ("left over", {"translation": ("Ann has three apples and Bob eats dos de ellas. Cuántas quedan a Ann?",)}),
         ("marks", {"marked": "Ann *tiene tres *manzanas y Bob *come dos de ellas. Cuántas quedan a Ann?"}),
+        ("sentences", {"translation": ("Traducción:\nAnn tiene tres manzanas y Bob come dos. Cuántas quedan a Ann?",)}),
+        ("doubled", {"translation": ("Ann tiene tres manzanas manzanas y Bob come dos. Cuántas quedan a Ann?",)}),
+        ("debris", {"translation": ("Ann tiene tres ⁇ manzanas y Bob come dos de ellas. Cuántas quedan a Ann?",)}),
         ("values", {"back": ("Ann has three apples and Bob eats of them. How many are left to Ann?",)}),
         ("names", {"back": ("Ann has three apples and Robert eats two of them. How many are left to Ann?",)}),
         ("chrF", {"back": ("Ann owns three fruits, Bob swallows two. What remains with Ann?",)}),
@@ -312,6 +347,175 @@ def test_each_check_fails_on_what_it_is_for(name, changed):
     )
     assert verify(good).failures == {}
     assert list(verify(replace(good, **changed)).failures) == [name]
+
+
+ROUND_TRIPS = [  # language, source, translation, back-translation (strings are questions alone), the check that fails
+    (
+        "es",
+        "Lea eats one-sixth of 12 cakes. How many cakes does she eat?",
+        "Lea come un octavo de 12 tartas. ¿Cuántas tartas come?",
+        "Lea eats one-eighth of 12 cakes. How many cakes does she eat?",
+        "values",
+    ),
+    (
+        "es",
+        "Kim has quadruple the 5 stamps of Ben. How many stamps?",
+        "Kim tiene el quíntuple de los 5 sellos de Ben. ¿Cuántos sellos?",
+        "Kim has quintuple the 5 stamps of Ben. How many stamps?",
+        "values",
+    ),
+    (
+        "es",
+        "A price of 50 is reduced by 20%. What is it now?",
+        "Un precio de 50 se rebaja en 20. ¿Cuál es ahora?",
+        "A price of 50 is reduced by 20. What is it now?",
+        "values",
+    ),
+    (
+        "es",
+        "It was minus 5 degrees and rose by 3. How warm is it?",
+        "Hacía 5 grados y subió 3. ¿Qué temperatura hace?",
+        "It was 5 degrees and rose by 3. How warm is it?",
+        "values",
+    ),
+    (
+        "es",
+        "A pen costs 5 dollars. What do 3 pens cost?",
+        "Un bolígrafo cuesta 5 euros. ¿Qué cuestan 3 bolígrafos?",
+        "A pen costs 5 euros. What do 3 pens cost?",
+        "values",
+    ),
+    (
+        "es",
+        ("Which tool cuts wood?", "saw", "hammer"),
+        ("¿Qué herramienta corta la madera?", "vio", "martillo"),
+        ("Which tool cuts wood?", "he watched", "hammer"),
+        "choices",
+    ),
+    (
+        "es",
+        ("What shines at night?", "the sun", "the moon"),
+        ("¿Qué brilla de noche?", "la luna", "el sol"),
+        ("What shines at night?", "the moon", "the sun"),
+        "choices",
+    ),
+    (
+        "es",
+        ("How many eggs are 2 and 2?", "3 eggs", "4 eggs"),
+        ("¿Cuántos huevos son 2 y 2?", "4 huevos", "3 huevos"),
+        ("How many eggs are 2 and 2?", "4 eggs", "3 eggs"),
+        "choices",
+    ),
+    (
+        "es",
+        ("How much is 6 and 6?", "12", "a saw"),
+        ("¿Cuánto es 6 y 6?", "doce", "una sierra"),
+        ("How much is 6 and 6?", "twelve", "saw"),
+        "digits",  # of the translation, whose words are not known; no choice fails
+    ),
+    (
+        "es",
+        'Ana buys 4 "red" pens and 2 blue ones. How many pens?',
+        "Ana compra 4 bolígrafos &quot;rojos&quot; y 2 azules. ¿Cuántos bolígrafos?",
+        "Ana buys 4 &quot;red&quot; pens and 2 blue ones. How many pens?",
+        "debris",
+    ),
+    (
+        "ca",
+        "Kim sells 8 eggs at 2 dollars. How many dollars does Kim get?",
+        "Kim ven 8 <unk> a 2 dòlars. Quants dòlars rep Kim?",
+        "Kim sells 8 eggs at 2 dollars. How many dollars does Kim get?",
+        "debris",
+    ),
+    (
+        "es",
+        "Kim sells 8 eggs at 2 dollars. How many dollars does Kim get?",
+        "Aquí está la traducción:\n\nKim vende 8 huevos a 2 dólares. ¿Cuántos dólares recibe Kim?",
+        "Here is the translation:\n\nKim sells 8 eggs at 2 dollars. How many dollars does Kim get?",
+        "sentences",
+    ),
+    (
+        "es",
+        "Kim sells 8 eggs at 2 dollars. How many dollars does Kim get?",
+        "Kim vende 8 huevos a 2 dólares. ¿Cuántos dólares recibe Kim? Espero que ayude.",
+        "Kim sells 8 eggs at 2 dollars. How many dollars does Kim get? I hope this helps.",
+        "sentences",
+    ),
+    (
+        "es",
+        "Mr. Roe sells 8 eggs. The eggs are white. How many eggs does he sell?",
+        "El señor Roe vende 8 huevos. Los huevos son blancos. ¿Cuántos huevos vende?",
+        "Mister Roe sells 8 eggs. The eggs are white. How many eggs does he sell?",
+        "",
+    ),
+    (
+        "es",
+        "Kim sells 8 eggs. Rain falls today. How many eggs does Kim sell?",
+        "Kim vende 8 huevos. ¿Cuántos huevos vende Kim hoy?",
+        "Kim sells 8 eggs. How many eggs does Kim sell?",
+        "sentences",
+    ),
+    (
+        "es",
+        "There are 1 dog and 3 cats. How many animals are there?",
+        "Hay un perro y 3 gatos. ¿Cuántos animales hay?",
+        "There are one dog and 3 cats. How many animals are there?",
+        "",
+    ),
+    (
+        "es",
+        "He has one hundred twenty-five coins and loses 5. How many coins are left?",
+        "Tiene 125 monedas y pierde 5. ¿Cuántas monedas quedan?",
+        "He has 125 coins and loses 5. How many coins are left?",
+        "",
+    ),
+    (
+        "es",
+        "She has 3 apples and eats 2. How many apples are left?",
+        "Tiene 3 manzanas y come 2. ¿Cuántas manzanas quedan?",
+        "She has three apples and eats two. How many apples are left?",
+        "",
+    ),
+    (
+        "es",
+        "A tank holds 244890 drops. How many drops?",
+        "Un tanque contiene 24490 gotas. ¿Cuántas gotas?",
+        "A tank holds 24490 drops. How many drops?",
+        "digits",
+    ),
+    (
+        "es",
+        "There are 1 dog and 3 cats. How many animals?",
+        "Hay perro y 3 gatos. ¿Cuántos animales?",
+        "There are dog and 3 cats. How many animals?",
+        "values",
+    ),
+    ("fr", "You get up at 6. Why?", "Vous vous levez à 6 h. Pourquoi ?", "You get up at 6. Why?", ""),
+    (
+        "id",
+        "The children eat 6 eggs. Why?",
+        "Para anak anak makan 6 telur. Kenapa?",
+        "The children eat 6 eggs. Why?",
+        "",
+    ),
+    ("es", "Kim eats 6 eggs. Why?", "Kim come 6 huevos. ¿Por qué?", "Kim eats eats 6 eggs. Why?", "doubled"),
+]
+
+
+@pytest.mark.parametrize("language, source, translation, back, failing", ROUND_TRIPS, ids=range(len(ROUND_TRIPS)))
+def test_a_round_trip_is_kept_or_fails_the_check_that_is_for_it(language, source, translation, back, failing):
+    """Catches a changed fraction, multiple, sign, unit or choice, text of the engine's own and traces of a broken one
+    that pass; and a number that is rejected because it came back in words."""
+    failures = verify(trip(source, translation, back, language)).failures
+    assert failing in failures if failing else not failures
+
+
+def test_a_number_of_5000_digits_is_a_rejection():
+    """Catches the ValueError of Python's limit on integers, which would end the run and write nothing."""
+    for number in ("9" * 5000, "1" + ",111" * 1500, "1" + " 111" * 1500):
+        assert (
+            "too long" in verify(trip(f"{number} eggs?", f"{number} huevos?", f"{number} eggs?")).failures["complete"]
+        )
 
 
 def test_marks_that_the_source_has_itself_are_no_marks():
@@ -384,7 +588,7 @@ def test_what_is_kept_at_ten_per_cent_noise_is_nearly_always_intact():
     """Catches checks that let damaged answers through, and checks that are safe because they keep nothing."""
     found = bench.in_the_world(0.1, 1000)
     assert found["intact"] < 0.75
-    assert found["fidelity"] >= 0.984 and found["yield"] >= 0.5
+    assert found["fidelity"] >= 0.99 and found["yield"] >= 0.5
 
 
 # --- real text --------------------------------------------------------------------------------------------------
@@ -392,7 +596,7 @@ def test_what_is_kept_at_ten_per_cent_noise_is_nearly_always_intact():
 
 @needs_real
 @pytest.mark.parametrize(
-    "language, at_most", [("es", 5), ("de", 5), ("ru", 5), ("th", 5), ("sw", 5), ("bn", 5), ("te", 5), ("fr", 10)]
+    "language, at_most", [(code, 3) for code in "es de ru th sw bn te zh".split()] + [("fr", 5), ("ja", 8)]
 )
 def test_human_translations_pass(language, at_most):
     """Catches a check that rejects correct translations; 250 each, without a way back."""

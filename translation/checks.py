@@ -22,6 +22,17 @@ from fractions import Fraction
 from functools import cached_property
 
 from harness.jsonl import is_text
+from translation.numerals import (
+    HAN_NUMERALS,
+    han_numerals,
+    is_number,
+    numerals,
+    plain,
+    quantities,
+    spelt,
+    too_long,
+    unmatched,
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,11 @@ class RoundTrip:
     back: tuple[str, ...] | None  # None: there is no way back
     marked: str | None = None  # the first hop with the engine's marks left in, where it has any
     threshold: float = 60  # least chrF of the back-translation
+
+    @property
+    def texts(self) -> list[tuple[str, str, str | None]]:
+        """(source, translation, back-translation or None) of each text."""
+        return list(zip(self.source, self.translation, self.back or [None] * len(self.source), strict=True))
 
     @cached_property
     def chrf(self) -> float:
@@ -51,130 +67,13 @@ class Verdict:
 
 LABEL = r"\(?(?:[A-Za-z]|\d{1,2})[.)][^\S\n]+"  # "A) ", "(b) ", "1. " at the start of a line
 
-# --- numbers ----------------------------------------------------------------------------------------------------
-
-# Where a comma begins the decimals and a point groups thousands (CLDR). Engines copy English numbers, so the English
-# reading stays possible.
-DECIMAL_COMMA = frozenset(
-    "an ast br ca da de el es et eu fi fr frp gl hbs hr hu id it nb nn oc pl pt qu ro ru sc sl sr sv tr uk vi".split()
-)
 NO_QUESTION_MARK = {"th"}  # Thai closes questions with a particle
-HAN_NUMERALS = {"zh", "ja"}  # 2 may become 二; a single numeral can be found, 十二 cannot
-HAN_POWERS = {"百": 10**2, "千": 10**3, "万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8}
+REDUPLICATING = frozenset("bn hi ht id ja qu sw ta te th tr vi wo yo zh".split())  # a word twice: a plural, or more
+DEBRIS = re.compile(
+    r"&(?:[a-z]{2,8}|#\d{1,7}|#x[0-9a-f]{1,6});|⁇|\ufffd|▁|</?s>|<pad>|<unk>|\[unk\]|<\|[^|>\s]{1,40}\|>", re.IGNORECASE
+)
 
-_BLANK_GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?!\d)")
-_NUMERAL = r"(?:(?<![\w.,])\.)?\d+(?:[.,]\d+)*"  # .5 too
-_ENGLISH = re.compile(r"(\d*|\d{1,3}(?:,\d{2,3})*,\d{3})(\.\d+)?")  # the groups of 2 are the Indian way
-
-_SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
-_SMALL = {word: i for i, word in enumerate((_SMALL + " seventeen eighteen nineteen").split())}
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_TENS = {word: 10 * i for i, word in enumerate(_TENS.split(), start=2)}
-_POWERS = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
-_POWERS |= {word + "s": value for word, value in _POWERS.items()}
-_OTHERS = {
-    "once": 1,
-    "twice": 2,
-    "double": 2,
-    "doubles": 2,
-    "doubled": 2,
-    "thrice": 3,
-    "triple": 3,
-    "triples": 3,
-    "tripled": 3,
-    "half": Fraction(1, 2),
-    "halves": Fraction(1, 2),
-    "third": Fraction(1, 3),
-    "thirds": Fraction(1, 3),
-    "quarter": Fraction(1, 4),
-    "quarters": Fraction(1, 4),
-    "fourth": Fraction(1, 4),
-    "fourths": Fraction(1, 4),
-    "fifth": Fraction(1, 5),
-    "fifths": Fraction(1, 5),
-}
-
-
-def _plain_digits(text: str) -> str:
-    """Digits of all scripts as 0-9, fractions that are one character as decimals, 80 000 as 80000."""
-    out = []
-    for c in text:
-        value = unicodedata.numeric(c, None) if unicodedata.category(c) == "No" else None
-        if c.isdecimal():
-            out.append(str(unicodedata.digit(c)))
-        elif value is not None and value % 1:
-            out.append(f" {value:g} ")
-        else:
-            out.append(" " if c.isspace() else {"，": ",", "．": "."}.get(c, c))
-    return _BLANK_GROUPS.sub(lambda match: match[0].replace(" ", ""), "".join(out))
-
-
-def numerals(text: str, language: str = "en") -> list[set[Fraction]]:
-    """What each number in digits can mean, in order. One reading in English, often two where the comma is decimal."""
-    text, found = _plain_digits(text), []
-    for match in re.finditer(_NUMERAL, text):
-        readings = {_english(match[0])}
-        if language in DECIMAL_COMMA:
-            readings.add(_english(match[0].translate({ord("."): ",", ord(","): "."})))
-        readings.discard(None)
-        power = HAN_POWERS.get(text[match.end() :].lstrip()[:1], 1)
-        found += (
-            [{value * power for value in readings}]
-            if readings
-            else [{Fraction(part)} for part in re.split("[.,]", match[0])]
-        )
-    return found
-
-
-def _han_numerals(text: str) -> set[float]:
-    """The values of single characters. (Unicode has none for the simplified character of two.)"""
-    return {unicodedata.numeric("兩" if c == "两" else c, None) for c in text} - {None}
-
-
-def _english(numeral: str) -> Fraction | None:
-    return Fraction(numeral.replace(",", "")) if _ENGLISH.fullmatch(numeral) else None
-
-
-def number_words(text: str) -> list[Fraction]:
-    """The numbers of an English text by value, in words or digits: "two dozen eggs, 3, twice, half" -> 24 3 2 1/2.
-
-    1 is left out: "one" is too often no number.
-    """
-    values, previous = [], None  # the kind of the word before: "tens" may take a unit, any number "hundred"
-    for token in re.findall(_NUMERAL + r"|[^\W\d_]+", _plain_digits(text).casefold()):
-        kind = None
-        if token[-1].isdigit():
-            values += [reading for part in numerals(token) for reading in part]
-            kind = "number"
-        elif token in _POWERS:
-            values.append(_POWERS[token] * (values.pop() if previous else Fraction(1)))
-            kind = "number"
-        elif token in _TENS:
-            values.append(Fraction(_TENS[token]))
-            kind = "tens"
-        elif token in _SMALL:
-            unit = previous == "tens" and 0 < _SMALL[token] < 10
-            values.append(_SMALL[token] + (values.pop() if unit else Fraction(0)))
-            kind = "number"
-        elif token in _OTHERS:
-            values.append(Fraction(_OTHERS[token]))
-        previous = kind
-    return [value for value in values if value != 1]
-
-
-def unmatched(wanted: list[Fraction], found: list[set[Fraction]]) -> tuple[list[Fraction], list[set[Fraction]]]:
-    """The values that no numeral can mean, and the numerals that are left: each serves once, the clearest first."""
-    missing, left = [], sorted(found, key=len)
-    for value in wanted:
-        place = next((i for i, readings in enumerate(left) if value in readings), None)
-        if place is None:
-            missing.append(value)
-        else:
-            del left[place]
-    return missing, left
-
-
-# --- other measures ---------------------------------------------------------------------------------------------
+# --- measures ---------------------------------------------------------------------------------------------------
 
 
 def chrf(hypothesis: str, reference: str) -> float:
@@ -198,14 +97,15 @@ def length(texts: tuple[str, ...]) -> int:
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in "".join("".join(texts).split()))
 
 
-def left_over(trip: RoundTrip) -> float:
-    """The share of the translation's different words that are words of the source, capitalised and short ones aside.
+def left_over(trip: RoundTrip) -> tuple[int, float]:
+    """How many of the translation's words are words of the source, capitalised and short ones aside, and their share.
 
-    Different words, since a story repeats its nouns, and a noun that two languages share is no failure.
+    Different words, plural and singular as one: a story repeats its nouns, and a noun that two languages share is no
+    failure.
     """
-    english = set(re.findall(r"(?<![\w'’])[a-z]{3,}", "\n".join(trip.source)))
-    words = set(re.findall(r"[^\W\d_]+", "\n".join(trip.translation)))
-    return len(words & english) / max(1, len(words))
+    english = {word.removesuffix("s") for word in re.findall(r"(?<![\w'’])[a-z]{3,}", "\n".join(trip.source))}
+    words = {word.removesuffix("s") for word in re.findall(r"[^\W\d_]+", "\n".join(trip.translation))}
+    return len(words & english), len(words & english) / max(1, len(words))
 
 
 def marks(trip: RoundTrip, kinds: str) -> float:
@@ -221,6 +121,46 @@ def names(text: str) -> set[str]:
     return set(re.findall(r"(?<=[\w,;:’')] )[A-Z][^\W\d_]+", text)) - {"I"}
 
 
+def bare(text: str) -> str:
+    """A choice without its label, small letters and single blanks."""
+    return " ".join(re.sub(rf"\A\s*{LABEL}", "", text).casefold().split())
+
+
+def likeness(back: str, source: str) -> float:
+    """Of two choices, 0 to 100: their chrF without labels and articles; 100 for equal numbers, however written."""
+    pair = [re.sub(r"\b(?:the|an?) ", "", bare(text)) for text in (back, source)]
+    if all(map(is_number, pair)) and quantities(pair[0]) == quantities(pair[1]):
+        return 100.0
+    return chrf(*pair)
+
+
+def sentences(text: str) -> list[str]:
+    """Split at full stops, question marks, exclamation marks and colons that a blank follows, and at line breaks."""
+    text = re.sub(r"\b(Mr|Mrs|Ms|Dr)\.", r"\1", text)
+    return [part for part in re.split(r"(?<=[.?!:…])\s+|\n", text) if re.search(r"\w", part)]
+
+
+def unlike(parts: list[str], text: str) -> str:
+    """The first of the sentences of whose words less than a third are in the text, "" if there is none. Short words
+    count only where there are no others."""
+    known = _words(text)
+    for part in parts:
+        words = {word for word in _words(part) if len(word) > 3} or _words(part)
+        if len(words & known) < len(words) / 3:
+            return part
+    return ""
+
+
+def doubled(text: str) -> Counter:
+    """Words, and phrases of up to four words, that follow directly upon themselves."""
+    found, tokens = Counter(), text.casefold().split()
+    for n in range(1, 5):
+        for i in range(len(tokens) - 2 * n + 1):
+            if tokens[i : i + n] == tokens[i + n : i + 2 * n]:
+                found[" ".join(tokens[i : i + n])] += 1
+    return found
+
+
 # --- the checks -------------------------------------------------------------------------------------------------
 # Each returns why the round trip fails, "" if it does not.
 
@@ -229,6 +169,8 @@ def check_complete(trip: RoundTrip) -> str:
     for name, texts in (("translation", trip.translation), ("back-translation", trip.back or trip.source)):
         if len(texts) != len(trip.source) or not all(is_text(text) and text.strip() for text in texts):
             return f"the {name} has an empty or broken text"
+    if any(too_long(text) for text in (*trip.source, *trip.translation, *(trip.back or ()))):
+        return "a number is too long to be read"
     if trip.translation == trip.source and re.search(r"\b[a-z]{3,}", "\n".join(trip.source)):
         return "the translation is the source"
     before, after = length(trip.source), length(trip.translation)
@@ -238,10 +180,17 @@ def check_complete(trip: RoundTrip) -> str:
 
 
 def check_choices(trip: RoundTrip) -> str:
+    """Choices stay different, and each comes back as itself: a short text has no context that would show an error."""
     for texts in (trip.translation, trip.back or ()):
-        choices = [" ".join(re.sub(rf"\A\s*{LABEL}", "", text).casefold().split()) for text in texts[1:]]
+        choices = [bare(text) for text in texts[1:]]
         if len(set(choices)) < len(choices):
             return f"two choices are one: {max(choices, key=choices.count)!r}"
+    for i, back in enumerate(trip.back[1:] if trip.back else (), start=1):
+        own = likeness(back, trip.source[i])
+        if own < 100 and any(likeness(back, other) > own for other in trip.source[1:]):
+            return f"choice {i} came back as another one: {back!r}"
+        if own < trip.threshold:
+            return f"choice {i} came back as {back!r}: chrF {own:.1f} is below {trip.threshold:g}"
     return ""
 
 
@@ -251,32 +200,62 @@ def check_questions(trip: RoundTrip) -> str:
     return "" if len(set(counts)) == 1 else f"question marks: {counts}"
 
 
+def check_sentences(trip: RoundTrip) -> str:
+    """An engine adds nothing of its own, such as "Here is the translation:". Lines are counted, since none is sent
+    with a line break; of the back-translation the sentences, and one that is too many must be like none."""
+    for source, translation, back in trip.texts:
+        for text in (translation, back or source):
+            if (found := _lines(text)) != (wanted := _lines(source)):
+                return f"{wanted} lines became {found}"
+        if back is not None:
+            for more, fewer, what in ((back, source, "added"), (source, back, "lost")):
+                if len(sentences(more)) > len(sentences(fewer)) and (strange := unlike(sentences(more), fewer)):
+                    return f"{what}: {strange!r}"
+    return ""
+
+
+def check_doubled(trip: RoundTrip) -> str:
+    """No word or phrase stands there twice in a row, but as often as in the source. In some languages a word may."""
+    for source, *others in trip.texts:
+        for text, language in zip(others, (trip.language, "en"), strict=True):
+            found = doubled(text or "")
+            if language in REDUPLICATING:
+                found = {words: n for words, n in found.items() if " " in words}
+            elif language != "en":
+                found = {words: n for words, n in found.items() if len(words) > 4}  # vous vous levez
+            if sum(found.values()) > doubled(source).total():
+                return f"twice in a row: {', '.join(found)}"
+    return ""
+
+
+def check_debris(trip: RoundTrip) -> str:
+    """No signs of a broken engine that the source has not got: HTML entities, marks for unknown tokens, controls."""
+    for source, *others in trip.texts:
+        for text in filter(None, others):
+            if found := Counter(DEBRIS.findall(text)) - Counter(DEBRIS.findall(source)):
+                return f"has {', '.join(found)}"
+    return ""
+
+
 def check_digits(trip: RoundTrip) -> str:
-    """No number in digits may get lost, and none come in but for a word of the source (three -> 3). 1 may do both in
-    the translation, where it is often an article. Translated back, they have their order again."""
-    source = "\n".join(trip.source)
-    wanted = [min(readings) for readings in numerals(source)]
-    words = list((Counter(number_words(source)) - Counter(wanted)).elements())
-    for name, texts in (("translation", trip.translation), ("back-translation", trip.back or ())):
-        text = "\n".join(texts)
-        found = numerals(text, trip.language)
-        missing, extra = unmatched(wanted, found) if texts else ([], [])
-        extra = [readings for readings in unmatched(words, extra)[1] if 1 not in readings]
-        if texts is trip.translation:
-            spelt = _han_numerals(text) if trip.language in HAN_NUMERALS else set()
-            missing = [value for value in missing if value != 1 and value not in spelt]
-        elif texts and not missing:
-            place = iter(found)
-            if not all(any(value in readings for readings in place) for value in wanted):
-                return f"{name}: another order, {_show(map(min, found))} for {_show(wanted)}"
+    """No number in digits may get lost in the translation, and none come in but for a word of the source (three -> 3).
+    1 and 1/2 may get lost, since they often become words, and 1 may come in."""
+    for source, translation, _ in trip.texts:
+        missing, extra = unmatched(numerals(source), numerals(translation, trip.language))
+        extra = unmatched(spelt(source), [readings for readings in extra if 1 not in readings])[1]
+        words = {1, Fraction(1, 2)} | (han_numerals(translation) if trip.language in HAN_NUMERALS else set())
+        missing = [readings for readings in missing if not readings & words]
         if missing or extra:
-            return f"{name}: missing {_show(missing)}, added {_show(map(min, extra))}"
+            return f"missing {_show(map(min, missing))}, added {_show(map(min, extra))}"
+        if signs := _signs(translation) - _signs(source) - {quantity.unit for quantity in quantities(source)}:
+            return f"added {_show(signs)}"
     return ""
 
 
 def check_left_over(trip: RoundTrip) -> str:
-    share = left_over(trip)
-    return "" if share <= 0.10 else f"{share:.0%} of the words are the source's"
+    count, share = left_over(trip)
+    few = count <= 2 and share <= 0.25  # as total, minute
+    return "" if few or share <= 0.10 else f"{share:.0%} of the words are the source's"
 
 
 def check_marks(trip: RoundTrip) -> str:
@@ -285,15 +264,32 @@ def check_marks(trip: RoundTrip) -> str:
 
 
 def check_values(trip: RoundTrip) -> str:
-    """The numbers of the source, in words or digits, are all there by value, and no others."""
-    source, back = (Counter(number_words("\n".join(texts))) for texts in (trip.source, trip.back))
-    lost, added = source - back, back - source
-    return f"missing {_show(lost.elements())}, added {_show(added.elements())}" if lost or added else ""
+    """The numbers of the source, in words or digits, are all there by value and with their signs, and no others.
+    1 in digits may come back as a word."""
+    for source, _, back in trip.texts:
+        before, after = Counter(quantities(source)), Counter(quantities(back))
+        if lost_or_added := (before - after) + (after - before):
+            lost = before - after
+            return f"missing {_show(lost.elements())}, added {_show((lost_or_added - lost).elements())}"
+        ones = [len(re.findall(r"(?<![\w.,/-])1(?![\w/]|[.,]\d)", text)) for text in (source, back)]
+        if ones[0] - ones[1] > len(re.findall(r"\b(?:one|an?|single|once)\b", back.casefold())):
+            return "missing 1"
+    return ""
+
+
+def check_order(trip: RoundTrip) -> str:
+    """What the source has in digits and comes back in digits has its order again: who has more depends on it."""
+    for source, _, back in trip.texts:
+        before, after = ([abs(min(readings)) for readings in numerals(text)] for text in (source, back))
+        place, digits = iter(after), set(after) - {1}
+        if not all(value in place for value in before if value in digits):
+            return f"{_show(before)} became {_show(after)}"
+    return ""
 
 
 def check_names(trip: RoundTrip) -> str:
-    words = set(re.findall(r"[^\W\d_]+", "\n".join(trip.back).casefold()))
-    lost = sorted(name for name in names("\n".join(trip.source)) if name.casefold() not in words)
+    known = _words("\n".join(trip.back))
+    lost = sorted(name for name in names("\n".join(trip.source)) if name.casefold() not in known)
     return f"missing {', '.join(lost)}" if lost else ""
 
 
@@ -301,19 +297,40 @@ def check_chrf(trip: RoundTrip) -> str:
     return "" if trip.chrf >= trip.threshold else f"chrF {trip.chrf:.1f} is below {trip.threshold:g}"
 
 
+def _lines(text: str) -> int:
+    return sum(bool(line.strip()) for line in text.split("\n"))
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[^\W\d_]+", text.casefold()))
+
+
+def _signs(text: str) -> set[str]:
+    """Of percent and currency."""
+    return set(re.findall("[%$€£¥₹₽₩]", re.sub("percent", "%", plain(text))))
+
+
 def _show(values) -> str:
-    return " ".join(str(value) for value in values) or "nothing"
+    return " ".join(map(str, values)) or "nothing"
 
 
 FORWARD: dict[str, Callable[[RoundTrip], str]] = {  # need no way back
     "complete": check_complete,
     "choices": check_choices,
     "questions": check_questions,
+    "sentences": check_sentences,
+    "doubled": check_doubled,
+    "debris": check_debris,
     "digits": check_digits,
     "left over": check_left_over,
     "marks": check_marks,
 }
-BACKWARD: dict[str, Callable[[RoundTrip], str]] = {"values": check_values, "names": check_names, "chrF": check_chrf}
+BACKWARD: dict[str, Callable[[RoundTrip], str]] = {
+    "values": check_values,
+    "order": check_order,
+    "names": check_names,
+    "chrF": check_chrf,
+}
 
 
 def verify(trip: RoundTrip) -> Verdict:
@@ -324,7 +341,7 @@ def verify(trip: RoundTrip) -> Verdict:
         return Verdict(("complete",), {"complete": reason})
     failures = {name: reason for name, check in checks.items() if (reason := check(trip))}
     ratio = length(trip.translation) / max(1, length(trip.source))
-    scores = {"length_ratio": ratio, "left_over": left_over(trip), "unknown": marks(trip, "*")}
+    scores = {"length_ratio": ratio, "left_over": left_over(trip)[1], "unknown": marks(trip, "*")}
     if trip.back is not None:
         scores["chrf"] = trip.chrf
     return Verdict(tuple(checks), failures, {name: round(score, 4) for name, score in scores.items()})
