@@ -1,19 +1,27 @@
 """Engines against real files, real processes and real HTTP servers, which do not always do what they should."""
 
+import contextlib
+import itertools
 import json
 import os
 import shutil
 import socket
 import subprocess
+import threading
+import time
+import traceback
+from email.utils import formatdate
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
-from tests.helpers import REAL, needs_real
+from tests.helpers import REAL, command, needs_real
 from tests.servers import Reply, apy, chat, libre, serving, silent
 from tools import TranslationError
-from translation.engines import API_KEY, LARGEST, ROUTES, Apertium, Apy, ChatEngine, Libre, Recorded, TransientError
-from translation.service import open_engine
+from translation.engines import ROUTES, Apertium, Apy, ChatEngine, Libre, Recorded, TransientError
+from translation.post import API_KEY, LARGEST, retry_after
+from translation.service import Service, open_engine
 
 PAIRS = Path("/usr/share/apertium/modes")
 needs_apertium = pytest.mark.skipif(
@@ -88,12 +96,56 @@ def test_a_text_that_an_apy_server_would_cut_is_not_sent():
     assert server.requests == []
 
 
-def test_what_a_model_thought_is_no_translation():
-    """Would catch a chain of thought that the policy reads as a translation."""
-    answer = {"choices": [{"message": {"content": "<think>It is hola.</think>\n\nHello "}}]}
-    with serving(lambda r: Reply(answer)) as server:
-        assert ChatEngine(f"{server.url}?model=m").translate(["hola"], "es") == ["Hello"]
+def said(content, **choice):
+    """A chat endpoint that answers this."""
+    message = {"message": {"content": content}, "finish_reason": "stop"} | choice
+    return serving(lambda r: Reply({"choices": [message]}))
+
+
+@pytest.mark.parametrize(
+    "content, translation",
+    [
+        ("<think>It is hola.</think>\n\nHello ", "Hello"),
+        ("\n<think>\n\n</think>\n\nHello", "Hello"),
+        ("<think>a</think>Write </think> at the end", "Write </think> at the end"),
+        ("Write </think> at the end", "Write </think> at the end"),
+        ("The tag <think> opens a thought", "The tag <think> opens a thought"),
+    ],
+)
+def test_what_a_model_thought_is_no_translation(content, translation):
+    """Would catch a chain of thought that the policy reads as a translation, and a text cut at a quoted tag."""
+    with said(content) as server:
+        assert ChatEngine(f"{server.url}?model=m").translate(["hola"], "es") == [translation]
     assert server.requests[0].path == "/v1/chat/completions"
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter", "error", "abort", "tool_calls", None])
+def test_an_unfinished_or_filtered_answer_is_a_failure_and_not_kept(reason, tmp_path):
+    """Would catch half a translation that is read by the policy, and that stays in the cache for good."""
+    with said("Hel", finish_reason=reason) as server:
+        service = Service(ChatEngine(f"{server.url}?model=m"), tmp_path / "cache")
+        for _ in range(2):
+            with pytest.raises(TranslationError, match="unfinished"):
+                service.translate(["hola"], "es")
+    assert len(server.requests) == 2
+    with said("<think>It may be") as server, pytest.raises(TranslationError, match="thought"):
+        ChatEngine(f"{server.url}?model=m").translate(["hola"], "es")
+
+
+def test_a_request_may_hold_more_and_languages_may_have_names():
+    """Would catch a server whose thoughts cannot be turned off, a limit that is not sent, and a code that a model does
+    not know."""
+    extra = {"max_tokens": 50, "temperature": 0.5, "chat_template_kwargs": {"enable_thinking": False}}
+    given = f"extra={quote(json.dumps(extra))}&languages={quote(json.dumps({'gl': 'Galician'}))}"
+    with serving(chat) as server:
+        engine = open_engine(f"chat+{server.url}/v1?model=m&{given}")
+        assert engine.translate(["hola"], "gl") == ["HOLA"]
+        assert open_engine(f"chat+{server.url}?model=m&extra={json.dumps(extra)}").translate(["a"], "es") == ["A"]
+    asked = server.requests[0].json
+    assert {name: asked[name] for name in extra} == extra
+    assert "from Galician into the language with ISO 639 code en." in asked["messages"][0]["content"]
+    assert server.requests[1].json["max_tokens"] == 50
+    assert engine.version != ChatEngine(f"{server.url}/v1?model=m").version  # another answer, so another key
 
 
 NICE = [
@@ -174,7 +226,7 @@ def test_an_answer_that_is_no_translation_is_a_failure_and_not_asked_for_again(n
         with pytest.raises(TranslationError) as failure:
             engines(server.url)[name].translate(["la casa de la colina donde vive la abuela"], "es")
     assert not isinstance(failure.value, TransientError)
-    assert len(str(failure.value)) < 60 and "im_end" not in str(failure.value)
+    assert len(str(failure.value)) < 130 and "im_end" not in str(failure.value)
 
 
 @pytest.mark.parametrize("status", [301, 302, 400, 401, 403, 404, 413])
@@ -187,6 +239,36 @@ def test_a_refusal_is_a_failure_and_not_asked_for_again(status):
                 Libre(server.url).translate(["hola"], "es")
     assert not isinstance(failure.value, TransientError) and "im_end" not in str(failure.value)
     assert elsewhere.requests == []
+
+
+@pytest.mark.parametrize(
+    "body, shown",
+    [
+        ({"error": {"message": "model m does not exist"}}, ": model m does not exist"),
+        ({"error": "Invalid\x1b[0m \n API key"}, ": Invalid[0m API key"),
+        (
+            {"status": "error", "explanation": "That pair is invalid", "message": "Bad Request"},
+            ": That pair is invalid",
+        ),
+        ({"detail": [{"msg": "Field required"}]}, ": Field required"),
+        ("<html><h1>404</h1> <p>Not <b>Found</b></p></html>", ": 404 Not Found"),
+        ("<|im_end|> pay", ": pay"),
+        ("word " * 100, ": " + "word " * 15 + "word…"),
+        (b"\xff\xfe", ": \ufffd\ufffd"),
+        ({}, ""),
+        ([], ""),
+        ({"error": {"message": None}}, ""),
+        ("[" * 100_000, ": " + "[" * 79 + "…"),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+@pytest.mark.parametrize("status, kind", [(404, TranslationError), (503, TransientError)])
+def test_the_sentence_of_a_server_is_shown_and_short(body, shown, status, kind):
+    """Would catch "HTTP 404" alone, where the server says what is wrong, a page of HTML, and codes that move a cursor
+    or end a model's turn."""
+    with serving(lambda r: Reply(body, status)) as server, pytest.raises(kind) as failure:
+        Libre(server.url).translate(["hola"], "es")
+    assert str(failure.value) == f"HTTP {status}{shown}" and len(shown) <= 82
 
 
 PASSING = {
@@ -218,11 +300,86 @@ def test_nobody_at_the_port_may_pass():
             Libre(f"http://127.0.0.1:{held.getsockname()[1]}").translate(["hola"], "es")
 
 
-def test_a_server_that_drips_does_not_hold_the_run():
-    """Would catch a time limit that begins again with each byte."""
-    with serving(lambda r: Reply(" ", promised=10**6, drips=True)) as server:
+@contextlib.contextmanager
+def dripping(start: bytes, drop: bytes):
+    """A server that reads, sends the start at once and then a drop every 20 ms until the client is gone. Its port."""
+    listener, over = socket.create_server(("127.0.0.1", 0)), threading.Event()
+
+    def serve():
+        line, _ = listener.accept()
+        with line, contextlib.suppress(OSError):
+            line.recv(65536)
+            line.sendall(start)
+            while not over.wait(0.02):
+                line.sendall(drop)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        over.set()
+        thread.join()
+        listener.close()
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+WHOLE = b'{"translatedText": "HOLA"}'
+DRIPS = {
+    "nothing": (b"", b""),
+    "the status line": (b"HTTP/1.1 200 O", b"K"),
+    "a header": (OK + b"X-Header: ", b"a"),
+    "headers": (OK, b"X-Header: a\r\n"),
+    "the size of a chunk": (CHUNKED, b"0"),
+    "chunks": (CHUNKED, b"1\r\n \r\n"),
+    "trailers": (CHUNKED + b"1a\r\n" + WHOLE + b"\r\n0\r\n", b"X-Trailer: a\r\n"),
+    "a body": (OK + b"Content-Length: 1000000\r\n\r\n", b" "),
+    "a body without a length": (b"HTTP/1.0 200 OK\r\n\r\n" + WHOLE, b" "),
+    "100 Continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "a TLS handshake": (b"\x16\x03\x03\x3f\xff", b"\0"),
+}
+
+
+@pytest.mark.parametrize("where", DRIPS)
+def test_a_server_that_drips_does_not_hold_the_run(where):
+    """Would catch a time limit that begins again with each byte, and what was read by then taken for an answer."""
+    with dripping(*DRIPS[where]) as port:
+        scheme, start = "https" if "TLS" in where else "http", time.monotonic()
         with pytest.raises(TransientError, match="in time"):
-            Libre(server.url, timeout=0.3).translate(["hola"], "es")
+            Libre(f"{scheme}://127.0.0.1:{port}", timeout=0.4).translate(["hola"], "es")
+        assert 0.3 < time.monotonic() - start < 5
+
+
+def test_watchdogs_go_when_their_request_ends():
+    """Would catch a thread for each request that lives until its time limit."""
+    with serving(libre) as server:
+        Libre(server.url, timeout=600).translate(["hola"] * 5, "es")
+    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+
+
+def test_a_server_that_asks_for_time_gets_it():
+    """Would catch a busy server that is asked again at once, until it gives up on us."""
+    replies = itertools.chain([Reply("", 429, headers=(("Retry-After", "1"),))], itertools.repeat(None))
+    with serving(lambda r: next(replies) or libre(r)) as server:
+        start = time.monotonic()
+        assert Service(Libre(server.url), backoff=0.001).translate(["hola"], "es") == ["HOLA"]
+    assert time.monotonic() - start >= 1 and len(server.requests) == 2
+
+
+def test_a_server_that_asks_for_more_time_than_there_is_gets_none():
+    """Would catch a run that stands still for an hour in the middle of a step."""
+    with serving(lambda r: Reply("", 503, headers=(("Retry-After", "3600"),))) as server:
+        with pytest.raises(TransientError, match="503"):
+            Service(Libre(server.url), backoff=0.001, deadline=100).translate(["hola"], "es")
+    assert len(server.requests) == 1
+
+
+def test_the_time_to_wait_is_a_number_or_a_date():
+    """Would catch a ValueError from a header, and a negative wait."""
+    assert retry_after("7") == 7
+    assert not any(map(retry_after, ("", "soon", "-5", "²", "Wed, 21 Oct 2015 07:28:00 GMT")))
+    assert 50 < retry_after(formatdate(time.time() + 60, usegmt=True)) <= 60
 
 
 @pytest.mark.parametrize(
@@ -248,6 +405,11 @@ BAD_SPECS = [
     "chat+http://h",
     "chat+http://h/v1?model=",
     "chat+http://h?model=a&temperature=1",
+    "chat+http://h?model=a&extra=[]",
+    "chat+http://h?model=a&extra={",
+    'chat+http://h?model=a&extra={"stream": true}',
+    'chat+http://h?model=a&languages={"es": 1}',
+    "libre+http://h/a b",
     "libre+http://h?x=1",
     "http://h",
     "libre+http://h:99999",
@@ -262,11 +424,11 @@ def test_a_bad_spec_is_a_value_error(spec):
         open_engine(spec)
 
 
-def test_no_key_is_written_down(monkeypatch):
-    """Would catch a key in the cache, in a run's configuration or in a data set's provenance."""
-    monkeypatch.setenv(API_KEY, "secret")
-    for engine in engines("http://host:5000/x").values():
-        assert "secret" not in engine.version and "host:5000/x" in engine.version
+def test_the_address_is_no_part_of_the_version():
+    """Would catch a cache that asks for everything again when a server moves to another port."""
+    for first, second in zip(engines("http://a:5000").values(), engines("https://b/x").values(), strict=True):
+        assert first.version == second.version
+    assert Libre("http://a?version=1").version != Libre("http://a?version=2").version
 
 
 def test_another_model_or_prompt_is_another_version(monkeypatch):
@@ -274,6 +436,92 @@ def test_another_model_or_prompt_is_another_version(monkeypatch):
     versions = {ChatEngine(f"http://h/v1?model={model}").version for model in "ab"}
     monkeypatch.setattr(ChatEngine, "prompt", "Translate from {source} to {target}, please.")
     assert len(versions | {ChatEngine("http://h/v1?model=a").version}) == 3
+
+
+# --- keys -------------------------------------------------------------------------------------------------------
+
+KEY = "sk-4fQ9/x7+Lm2Z"
+
+
+def echo(request) -> str:
+    """All that a server was told."""
+    return json.dumps({"headers": request.headers, "body": request.body.decode()})
+
+
+ECHOES = {
+    "a sentence": lambda r: {"error": {"message": f"Incorrect API key provided: {KEY}."}},
+    "a part": lambda r: {"error": f"Incorrect API key provided: {KEY[:7]}*****{KEY[-4:]}."},
+    "another case": lambda r: {"message": f"no such key {KEY.upper()}"},
+    "escaped": lambda r: {"message": f"no such key {quote(KEY, safe='')}"},
+    "all of it": echo,
+    "all of it as an error": lambda r: {"error": echo(r)},
+    "HTML": lambda r: f"<p>Forbidden: {KEY}</p>",
+    "a header": lambda r: {"message": "no"},
+    "a translation": lambda r: {"translatedText": f"key {KEY}", "choices": [{"message": {"content": f"key {KEY}"}}]},
+}
+
+
+@pytest.mark.parametrize("status", [200, 302, 400, 401, 429, 500])
+@pytest.mark.parametrize("what", ECHOES)
+def test_no_key_is_shown_or_kept_whatever_a_server_echoes(what, status, monkeypatch, tmp_path):
+    """Would catch a key in an error, in what the model reads, in a traceback, in the cache or in a provenance."""
+    monkeypatch.setenv(API_KEY, KEY)
+    headers = (("Location", f"http://{KEY}"), ("Retry-After", KEY), ("WWW-Authenticate", KEY))
+    with serving(lambda r: Reply(ECHOES[what](r), status, headers=headers)) as server:
+        for engine in (Libre(server.url), ChatEngine(f"{server.url}?model=m")):
+            with pytest.raises(TranslationError) as failure:
+                Service(engine, tmp_path / "cache", backoff=0.001, retries=1).translate(["hola"], "es")
+            shown = "".join(traceback.format_exception(failure.value)) + engine.version + str(engine)
+            assert not any(KEY[i : i + 5].lower() in shown.lower() for i in range(len(KEY) - 4))
+    assert server.requests and all(KEY in json.dumps(r.headers) + r.body.decode() for r in server.requests)
+    assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", ["two\nlines", "two\r\nX-Header: lines", "two words", "ключ", "nul\x01"])
+def test_a_key_that_no_header_can_hold_is_refused_by_its_name(key, monkeypatch):
+    """Would catch an error from deep inside that quotes the header, with the key."""
+    monkeypatch.setenv(API_KEY, key)
+    for spec in ("libre+http://h", "apy+http://h", "chat+http://h?model=m"):
+        with pytest.raises(ValueError, match=API_KEY) as failure:
+            open_engine(spec)
+        assert not any(word in str(failure.value) for word in ("two", "ключ", "nul"))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "libre+http://user:{key}@host",
+        "libre+http://{key}@host",
+        "libre+http://:{key}@host/x",
+        "libre+http://host?api_key={key}",
+        "libre+http://host?key={key}&x=1",
+        "libre+http://host?{key}=1",
+        "libre+http://host:{key}/x",
+        "chat+http://host/v1?model=m&token={key}",
+        'chat+http://host/v1?model=m&extra={{"api_key":"{key}"}}',
+        "chat+http://host/v1?api_key={key}",
+        "google+https://{key}@host",
+        "http://user:{key}@host?key={key}",
+    ],
+)
+def test_a_key_in_the_address_is_refused_and_not_quoted(address):
+    """Would catch a key in the shell's history and in config.json, and one that the error itself prints."""
+    done = command("-m", "translation.pipeline", "--languages", "es", "--translator", address.format(key="hunter22x"))
+    assert done.returncode == 2 and "hunter22x" not in done.stdout + done.stderr
+    assert done.stderr.count("\n") == 1 and "--translator" in done.stderr
+
+
+def test_the_key_itself_in_the_path_is_refused(monkeypatch):
+    """Would catch an address with the key in it that is written into config.json."""
+    monkeypatch.setenv(API_KEY, KEY)
+    for address in (
+        f"libre+http://h/{KEY}/x",
+        f"libre+http://h/{quote(KEY, safe='')}",
+        f"chat+http://h?model={quote(KEY)}",
+    ):
+        with pytest.raises(ValueError, match=API_KEY) as failure:
+            open_engine(address)
+        assert KEY not in str(failure.value)
 
 
 # --- recorded ---------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ Left out: threads (callers bring their own), and a budget that outlives the proc
 
 import math
 import random
+import re
 import sqlite3
 import threading
 import time
@@ -53,13 +54,18 @@ def open_engine(spec: str) -> Engine:
     classes = {"libre": Libre, "apy": Apy, "chat": ChatEngine}
     if name not in classes or scheme not in ("http", "https"):
         raise ValueError(
-            f"there is no translator {spec!r}, allowed: apertium, recorded:FILE, libre+http(s)://HOST, "
+            f"there is no translator {shown(spec)!r}, allowed: apertium, recorded:FILE, libre+http(s)://HOST, "
             "apy+http(s)://HOST, chat+http(s)://HOST/v1?model=NAME"
         )
     engine = classes[name](f"{scheme}:{rest}")
     if engine.options:
-        raise ValueError(f"{spec}: unknown options {[*engine.options]}")
+        raise ValueError("an option behind the ? is unknown; there is version, and for chat model, extra, languages")
     return engine
+
+
+def shown(spec: str) -> str:
+    """What may be printed of it: not the address and its options, where keys are put by mistake."""
+    return re.sub(r"(//|\?).*", r"\1…", spec, flags=re.DOTALL)
 
 
 # --- service ----------------------------------------------------------------------------------------------------
@@ -98,8 +104,9 @@ class Service:
     """A translator around an engine: cached, tried again, limited and metered. Any number of threads may share one.
 
     `cache` is a file, or ":memory:". What fails in passing is asked again up to `retries` times, after `backoff`
-    seconds that double and vary, unless requests and waits might then take more than `deadline` seconds. `concurrency`
-    requests run at a time. `price` is money per character (1 counts characters), `max_cost` what may be spent.
+    seconds that double and vary, or as many as the server asks for, unless requests and waits might then take more
+    than `deadline` seconds. `concurrency` requests run at a time. `price` is money per character (1 counts
+    characters), `max_cost` what may be spent.
     """
 
     def __init__(
@@ -200,9 +207,9 @@ class Service:
                 start = time.monotonic()
                 try:
                     return ask(texts)
-                except TransientError:
+                except TransientError as failure:
                     self._charge(-characters)  # not answered, so not paid
-                    wait = self._backoff * 2**tries * self._jitter.uniform(0.5, 1.0)
+                    wait = max(failure.wait, self._backoff * 2**tries * self._jitter.uniform(0.5, 1.0))
                     used, tries = used + time.monotonic() - start + wait, tries + 1
                     late = used + getattr(self.engine, "timeout", 0.0) > self._deadline
                     if late or tries > self._retries or len(texts) > 1:
@@ -235,7 +242,7 @@ def open_translator(options: Options) -> Translator:
     try:
         engine = open_engine(options.translator)
     except ValueError as error:
-        raise ValueError(f"--translator {options.translator}: {error}, or lexicon") from None
+        raise ValueError(f"--translator {shown(options.translator)}: {error}, or lexicon") from None
     return Service(
         engine,
         options.cache or ":memory:",
