@@ -11,6 +11,7 @@ import math
 import re
 import sys
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from typing import Annotated, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from data import Chat
@@ -103,7 +104,7 @@ class Options:
     system: str = ""  # instructions in the system turn
     tool_schema: bool = False  # describe the tool in the system turn
     think: bool = True  # --no-think opens assistant turns with an empty think block
-    answer_format: Literal["plain", "boxed"] = "plain"  # the whole last turn, or what is in its last \boxed{}
+    answer_format: Literal["plain", "boxed", "math"] = "plain"  # the last turn; its last \boxed{}; that, as mathematics
     max_new_tokens: Count = 96  # ids after the prompt, tool results included
     max_calls: Whole = 2  # tool calls per rollout
     max_rows: Neutral[Count] = 512  # rollouts decoded at a time
@@ -118,6 +119,8 @@ class Options:
                 fits = bounds.low <= value <= bounds.high and value < math.inf
                 require(fits, f"{flag} must be {bounds.words}, is {value}")
         require(not self.max_cost or self.money_per_char > 0, "--max-cost needs --money-per-char")
+        ready = self.answer_format != "math" or find_spec("math_verify") is not None
+        require(ready, "--answer-format math needs a package: pip install math-verify")
 
     @property
     def chat(self) -> Chat:
