@@ -16,7 +16,7 @@ from tiny import world
 from tiny.languages import LexiconTranslator
 from tools import TranslationError
 from translation.engines import Libre, TransientError
-from translation.service import BudgetSpent, Cache, Service
+from translation.service import BudgetSpent, Cache, CacheFailed, Service
 
 
 class Scripted:
@@ -176,6 +176,47 @@ def test_a_killed_process_leaves_what_it_had_answered(tmp_path):
     cache = Cache(tmp_path / "cache")
     assert [cache.get(("own", "1", "es-en", f"text {i}")) for i in range(10)] == seen
     assert sqlite3.connect(tmp_path / "cache").execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_full_disk_ends_the_run(tmp_path):
+    """Would catch a traceback of sqlite3, a rollout that is counted as an outage, and an answer that is paid for and
+    lost while the run goes on. --resume goes on with what was kept."""
+    service = Service(Scripted(), tmp_path / "cache")
+    service.translate(["kept"], "es")
+    service._cache._db.execute("PRAGMA max_page_count = 1")
+    with pytest.raises(CacheFailed, match=r"cache: .*full") as end:
+        service.translate(["a" * 100_000], "es")
+    assert isinstance(end.value, BudgetSpent) and not isinstance(end.value, TranslationError)
+    again = Scripted()
+    assert Service(again, tmp_path / "cache").translate(["kept", "b"], "es") == ["KEPT", "B"]
+    assert again.requests == [["b"]]
+
+
+def test_a_cache_that_another_process_holds_ends_the_run(tmp_path):
+    """Would catch a wait without end, or a traceback, where a second process keeps the file to itself."""
+    cache = Cache(tmp_path / "cache", patience=0.05)
+    other = sqlite3.connect(tmp_path / "cache", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    for use in (lambda: cache.get(("a", "1", "es-en", "b")), lambda: cache.keep({("a", "1", "es-en", "b"): "c"})):
+        with pytest.raises(CacheFailed, match="locked"):
+            use()
+    other.execute("ROLLBACK")
+    assert cache.keep({("a", "1", "es-en", "b"): "c"}) == ["c"]
+
+
+def test_a_damaged_cache_ends_the_run_for_all_who_wait(tmp_path):
+    """Would catch garbage that is read as a translation, and threads that wait for ever for the one that failed."""
+    service = Service(Scripted(), tmp_path / "cache")
+    for i in range(50):
+        service.translate([f"text {i} " * 50], "es")
+    size = (tmp_path / "cache").stat().st_size
+    with open(tmp_path / "cache", "r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (size - 4096))
+    damaged = Service(Scripted(), tmp_path / "cache")
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(damaged.translate, ["text 1 " * 50], "es") for _ in range(4)]
+        assert {type(call.exception()) for call in calls} == {CacheFailed}
 
 
 # --- threads ----------------------------------------------------------------------------------------------------

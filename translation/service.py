@@ -9,6 +9,7 @@ when the money is spent. A text has one answer, whoever asks first and whenever.
 Left out: threads (callers bring their own), and a budget that outlives the process.
 """
 
+import contextlib
 import math
 import random
 import re
@@ -36,6 +37,10 @@ from translation.engines import (
 
 class BudgetSpent(Exception):
     """The next request would cost more than is left. No TranslationError: it ends the run, not a rollout."""
+
+
+class CacheFailed(BudgetSpent):
+    """The cache cannot be read or written (full, locked, damaged): what is paid for would be lost, so the run ends."""
 
 
 def open_engine(spec: str) -> Engine:
@@ -76,10 +81,11 @@ Key = tuple[str, str, str, str]  # engine, version, route, text
 class Cache:
     """Translations in an SQLite file that several processes may share. The first answer to a text is kept."""
 
-    def __init__(self, path):
-        self._lock = threading.Lock()
+    def __init__(self, path, patience: float = 60.0):
+        """`patience`: seconds to wait for another process that holds the file."""
+        self._path, self._lock = path, threading.Lock()
         try:
-            self._db = sqlite3.connect(path, timeout=60, check_same_thread=False)
+            self._db = sqlite3.connect(path, timeout=patience, check_same_thread=False)
             self._db.execute(
                 "CREATE TABLE IF NOT EXISTS translations (engine, version, route, text, translation, "
                 "PRIMARY KEY (engine, version, route, text)) WITHOUT ROWID"
@@ -89,15 +95,24 @@ class Cache:
 
     def get(self, key: Key) -> str | None:
         query = "SELECT translation FROM translations WHERE (engine, version, route, text) = (?, ?, ?, ?)"
-        with self._lock:
+        with self._use():
             return (self._db.execute(query, key).fetchone() or (None,))[0]
 
     def keep(self, answers: dict[Key, str]) -> list[str]:
         """Store the answers and return those that now stand there: another process may have been first."""
         rows = [(*key, answer) for key, answer in answers.items()]
-        with self._lock, self._db:
+        with self._use(), self._db:
             self._db.executemany("INSERT OR IGNORE INTO translations VALUES (?, ?, ?, ?, ?)", rows)
         return [self.get(key) for key in answers]
+
+    @contextlib.contextmanager
+    def _use(self):
+        """One thread at a time. CacheFailed for whatever SQLite cannot do."""
+        with self._lock:
+            try:
+                yield
+            except sqlite3.Error as error:
+                raise CacheFailed(f"{self._path}: the cache of translations failed ({error})") from None
 
 
 class Service:
@@ -154,7 +169,8 @@ class Service:
     def attempt(self, texts: list[str], source: str, target: str = "en", marked: bool = False) -> list:
         """For each text its translation, or the TranslationError in its place; `marked`: by `translate_marked`.
 
-        Raises BudgetSpent, before more than the budget is spent, and ValueError for a language that is not there.
+        Raises BudgetSpent, before more than the budget is spent, CacheFailed, and ValueError for a language that is not
+        there.
         """
         ask = self.engine.translate_marked if marked else self.engine.translate
         route = " ".join((*self.route(source, target), *["marked"] * marked))
@@ -221,9 +237,8 @@ class Service:
     def _charge(self, characters: int) -> None:
         with self._lock:
             if characters > 0 and self._charged + characters > self._allowance:
-                raise BudgetSpent(
-                    f"{self.name} cost {self._price * self._charged:g}, and the next text is beyond the limit"
-                )
+                cost = f"{self.name} cost {self._price * self._charged:g}"
+                raise BudgetSpent(f"{cost}, and the next text is beyond the limit (--max-cost)")
             self._charged += characters
 
     def _count(self, **more: float) -> None:
