@@ -1,11 +1,14 @@
 """The answer-preserving pipeline: what is protected, checked, kept and reported, and what a kill leaves behind."""
 
 import json
+import math
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
@@ -28,7 +31,7 @@ from translation.checks import RoundTrip, chrf, verify
 from translation.numerals import numerals, quantities
 from translation.page import Outcome, page, report
 from translation.protect import KINDS, Lost, cut, protect, restore
-from translation.service import BudgetSpent, Service
+from translation.service import BudgetSpent, Cache, Service
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -91,6 +94,10 @@ def trip(source, translation, back=None, language="es", **more):
         ("Call `f(x)` on $x^2 = 4$ and \\frac{1}{2}.", ["`f(x)`", "$x^2 = 4$", "\\frac{1}{2}"]),
         ("He has $5 and she has $6.", []),
         ("She has 12 apples.", []),
+        ("5`a`6`b` and $x$1.5", ["5`a`6`b`", "1.5"]),
+        ("He has 5$, she has 7$.", []),
+        ("It costs $5 and 7$ each, or $5.50 and 6$.", ["5.50"]),
+        ("Let $n$ be 2, $a + b = 4$ and \\(c\\).", ["$n$", "$a + b = 4$", "\\(c\\)"]),
     ],
 )
 def test_what_a_locale_or_an_engine_would_change_is_hidden_and_plain_numbers_are_not(text, hidden):
@@ -109,6 +116,50 @@ def test_protecting_and_restoring_gives_back_any_text(text, kinds):
     """Catches a placeholder that the text holds itself, and pieces that are lost when a text is cut."""
     assert restore(*protect(text, kinds)) == text
     assert "".join(cut(text, kinds)) == text
+
+
+HOSTILE = [
+    " " * 32_000,
+    "a" + " " * 32_000 + "b",
+    "\n" * 32_000,
+    "A) " * 10_000,
+    "\\(" * 16_000,
+    "\\[" * 16_000,
+    "$a " * 10_000,
+    "$" * 32_001,
+    "`" * 32_001,
+    "{" * 32_000,
+    "\\a{" * 10_000,
+    "7" * 32_000,
+    "7 " * 8_000,
+    "7.5 " * 4_000,
+    "777 " * 8_000,
+    "1/2 " * 4_000,
+    "e" + "\u0301" * 32_000,
+    "a" * 32_000,
+    "Ab " * 10_000,
+    "".join(f"x A{chr(97 + i % 26)}{chr(97 + i // 26 % 26)}{chr(97 + i // 676)} " for i in range(4_000)),
+    "one hundred " * 2_500,
+    "one third and a half " * 1_500,
+    "minus " * 5_000,
+    "& " * 10_000,
+    "<|" * 16_000,
+    "-" * 32_000,
+    "?" * 32_000,
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text)[:14])
+def test_no_text_takes_long_to_protect_and_check(text):
+    """Catches a regular expression that looks at the same blanks, digits or brackets again from each of them: minutes
+    for a text of 64 kB, hours for a megabyte."""
+    start = time.process_time()
+    pieces = cut(text, list(KINDS))
+    for piece in pieces[:50] + pieces[-50:]:
+        assert restore(*protect(piece, list(KINDS))) == piece
+    assert "".join(pieces) == text
+    verify(trip(text + "?", "¿" + text + "!?", text + " ?"))
+    assert time.process_time() - start < 5
 
 
 def test_labels_and_line_breaks_are_never_sent():
@@ -209,6 +260,9 @@ def test_an_engine_that_answers_no_text_has_failed(answer):
         ({"question": "a", "answer": "3", "choices": ["x", 4]}, "choices"),
         ({"question": "a", "answer": "3", "choices": "xy"}, "choices"),
         ({"question": "a", "answer": "3", "language": "es"}, "only English"),
+        ({"question": "a", "answer": math.nan}, "finite"),
+        ({"question": "a", "answer": -math.inf}, "finite"),
+        ({"question": "a", "answer": "3", "id": ["x"]}, "id"),
         (["a"], "object"),
     ],
 )
@@ -226,6 +280,49 @@ def test_gsm8k_is_read_as_it_is(tmp_path):
     file.write_text(json.dumps({"question": "How many?", "answer": "1000*2=<<1000*2=2000>>\n#### 2,000"}) + "\n")
     (found,) = pipeline.english_tasks(str(file), {}, 10)
     assert (found.id, found.question, found.answer, found.domain) == ("test-00001", "How many?", "2000", "math")
+
+
+@pytest.mark.parametrize(
+    "given, answer",
+    [
+        ("#### 2,000", "2000"),
+        ("#### -1,234,567.5", "-1234567.5"),
+        ("#### $1,250", "$1250"),
+        ("#### -2,1", "-2,1"),
+        ("#### 3, 5", "3, 5"),
+        ("#### 1,000, 2,000", "1,000, 2,000"),
+        ("#### Paris, France", "Paris, France"),
+        (1e-05, "0.00001"),
+        (1e22, "10000000000000000000000"),
+        (-0.5, "-0.5"),
+        (7, "7"),
+    ],
+)
+def test_only_the_commas_of_thousands_go_and_numbers_are_written_out(given, answer, tmp_path):
+    """Catches a point of the plane that becomes -21, and a gold that no policy would write."""
+    file = tmp_path / "test.jsonl"
+    file.write_text(json.dumps({"question": "How many?", "answer": given}) + "\n")
+    assert [task.answer for task in pipeline.english_tasks(str(file), {}, 10)] == [answer]
+
+
+def test_line_breaks_of_windows_are_line_breaks_and_any_id_is_kept(tmp_path):
+    """Catches a whole file that is rejected for its control characters, and an id 0 that is taken for none."""
+    file = tmp_path / "test.jsonl"
+    row = {"id": 0, "question": "How many?\r\nA lot.", "choices": ["a\r\nb", "c"], "answer": "c"}
+    file.write_text(json.dumps(row) + "\n")
+    (found,) = pipeline.english_tasks(str(file), {}, 10)
+    assert (found.id, found.question, found.choices) == ("0", "How many?\nA lot.", ("a\nb", "c"))
+
+
+def test_a_number_of_5000_digits_costs_no_other_task(tmp_path):
+    """Catches a ValueError from the checks that ends the run, each time, with nothing written."""
+    tasks = [task("how many apples?", id="a"), task(f"how many apples? {'9' * 5000}", id="b")]
+    engine = Engine(by_word(SPANISH), by_word(ENGLISH))
+    journal = pipeline.Journal(tmp_path / "j.jsonl", {})
+    pipeline.fill(journal, Service(engine), tasks, {"es": True}, list(KINDS[:-1]), 1)
+    outcomes = [pipeline.outcome(journal.find(t, "es"), 60, False) for t in tasks]
+    assert [list(o.verdict.failures) for o in outcomes] == [[], ["complete"]]
+    assert "<td" in page(report(outcomes, {}))
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------
@@ -268,6 +365,7 @@ def test_numbers_are_read_by_the_conventions_of_the_locale(text, language, value
         ("one hundred twenty-five, two hundred and fifty", "125 250"),
         ("three thousand five hundred, two hundred fifty thousand", "3500 250000"),
         ("one million two hundred thousand and one", "1200001"),
+        ("one hundred two hundred, two thousand three thousand", "100 200 2000 3000"),
         ("two dozen, a dozen, half a dozen, 1 1/2 dozen", "24 12 6 18"),
         ("twice half a quarter, two-thirds of 2/3", "2 1/2 1/4 2/3 2/3"),
         ("one-sixth, a nineteenth, 3 twentieths, the 5th", "1/6 1/19 3/20 1/5"),
@@ -803,6 +901,30 @@ def test_a_spent_budget_ends_the_run_with_what_was_translated(tmp_path):
     assert 0 < len(pipeline.Journal(tmp_path / "j.jsonl", {}).done) < 40
 
 
+def test_a_failing_cache_ends_the_run_and_is_named(tmp_path, monkeypatch, capsys):
+    """Catches a traceback of sqlite3 when the disk is full, and a run that goes on and pays for what it cannot keep."""
+
+    def full(self, answers):
+        with self._use():
+            raise sqlite3.OperationalError("database or disk is full")
+
+    file = tmp_path / "in.jsonl"
+    file.write_text(json.dumps({"question": "How many?", "answer": 3}) + "\n")
+    recorded = tmp_path / "recorded.jsonl"
+    pairs = [("en", "es", "How many?", "¿Cuántos?"), ("es", "en", "¿Cuántos?", "How many?")]
+    rows = [dict(zip(("source", "target", "text", "translation"), pair, strict=True)) for pair in pairs]
+    recorded.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    given = ["--input", str(file), "--languages", "es", "--translator", f"recorded:{recorded}"]
+    with monkeypatch.context() as patched, pytest.raises(SystemExit) as stop:
+        patched.setattr(Cache, "keep", full)
+        pipeline.main(given)
+    error = capsys.readouterr().err
+    assert stop.value.code == 3 and "tasks.cache.sqlite" in error and "disk is full" in error and "again" in error
+    pipeline.main(given)
+    assert "kept 1 of 1" in capsys.readouterr().out
+
+
 def test_without_a_way_back_a_translation_is_kept_by_flag_only():
     """Catches unverified translations among the verified ones."""
     service = Service(Engine(by_word(SPANISH)))
@@ -811,13 +933,13 @@ def test_without_a_way_back_a_translation_is_kept_by_flag_only():
     assert pipeline.outcome(line, 60, one_way=True).kept
 
 
-def test_an_answer_that_is_a_choice_keeps_its_place():
-    """Catches a gold answer that none of the translated choices is."""
+def test_an_answer_that_is_a_choice_stays_english():
+    """Catches a gold in the language of the question, where the prompt asks for English: who obeys would get 0."""
     line = journal_line(Engine(by_word(SPANISH), by_word(ENGLISH)), "how many eats the?", ["red", "blue"])
     outcome = pipeline.outcome(line, 60, False)
     source = task("how many eats the?", ["red", "blue"], answer="blue")
     row = pipeline.kept_row(source, outcome, {"engine": "test", "version": "1"}, {"there": ["m"], "back": ["n"]})
-    assert (row["answer"], row["choices"]) == ("azul", ("rojo", "azul"))
+    assert (row["answer"], row["choices"]) == ("blue", ("rojo", "azul"))
 
 
 def test_a_solver_rejects_what_it_answers_in_another_way(base_dir, monkeypatch):
@@ -845,7 +967,9 @@ def test_a_solver_rejects_what_it_answers_in_another_way(base_dir, monkeypatch):
     "given, message",
     [
         (["--languages", "es"], "no language 'es'"),
-        (["--languages", "klingon"], "klingon"),
+        (["--languages", "klingon"], "'klingon' is none of"),
+        (["--languages", "zh-Hans"], "add it with its tier and split to the list in harness/jsonl.py"),
+        (["--languages", "en"], "en is what is translated from"),
         (["--languages", "high-01,high-01"], "twice"),
         (["--languages", "high-01", "--protect", "digits"], "labels, code"),
         (["--languages", "high-01", "--threshold", "60"], "two numbers"),

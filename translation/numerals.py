@@ -12,6 +12,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 # Where a comma begins the decimals and a point groups thousands (CLDR). Engines copy English numbers, so the English
@@ -26,7 +27,7 @@ LONGEST = 1000  # digits of a number; Python reads 4,300 at most, and no task ha
 _SAME = str.maketrans("，．％＄－−–‐‑٪", ",.%$-----%")  # the last five dashes may all be a minus sign
 _SWAP = str.maketrans(".,", ",.")
 _BLANK_GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?!\d)")
-_HAN_FRACTION = re.compile(r"(\d+|[一二三四五六七八九十])\s?分[の之]\s?(\d+|[一二三四五六七八九十])")  # 3分の1
+_HAN_FRACTION = re.compile(r"((?<!\d)\d+|[一二三四五六七八九十])\s?分[の之]\s?(\d+|[一二三四五六七八九十])")  # 3分の1
 _HAN_POWER = re.compile(rf"\s?([{''.join(HAN_POWERS)}])")
 _ENGLISH = re.compile(r"(\d*|\d{1,3}(?:,\d{2,3})*,\d{3})(\.\d+)?")  # the groups of 2 are the Indian way
 _CURRENCY = "$€£¥₹₽₩"
@@ -39,6 +40,7 @@ _NUMERAL = re.compile(_NUMBER)
 _AFTERNOON = re.compile(r"(?: ?(?:-|to|and|until) ?\d{1,2}(?::\d\d)?)? ?p\.?m\b", re.IGNORECASE)  # 1 to 4 PM
 
 
+@lru_cache(maxsize=64)  # every check asks for it
 def plain(text: str) -> str:
     """Digits of all scripts as 0-9, ½ and 3分の1 as fractions, 80 000 as 80000, one sign for each, and 5:00 as 5."""
     out = []
@@ -88,6 +90,8 @@ def _han(numeral: str) -> int:
 
 
 def _english(numeral: str) -> Fraction | None:
+    if numeral.isdigit():
+        return Fraction(int(numeral))  # the most of them, and ten times as fast
     return Fraction(numeral.replace(",", "")) if _ENGLISH.fullmatch(numeral) else None
 
 
@@ -159,6 +163,7 @@ _RULES = [
 ]
 
 
+@lru_cache(maxsize=64)
 def in_digits(text: str) -> str:
     """An English text in small letters with its number words as digits: "two hundred fifty" -> "250"."""
     text = plain(text).casefold()
@@ -178,7 +183,12 @@ def _values(words: list[str]) -> list[int]:
         if power and found:
             parts = found[-1]
             start = next((i for i in range(len(parts)) if sum(parts[i:]) < power), len(parts) - 1)
-            parts[start:] = [sum(parts[start:]) * power]  # three thousand five + hundred: the five
+            product = sum(parts[start:]) * power  # three thousand five + hundred: the five
+            parts[start:] = []
+            if parts and parts[-1] <= product:  # one hundred, one hundred
+                found.append([product])
+            else:
+                parts.append(product)
         elif 0 < value < room:
             found[-1].append(value)
         else:

@@ -6,22 +6,25 @@
 
 Input: JSONL with `question` and `answer`, `id`, `choices` and `domain` where there are any; GSM8K's own format is
 accepted as it is; `tiny` is the embedded world's English test tasks. Beside the output stand FILE.rejects.jsonl, a
-report as JSON and as a page (see `fidelity/report.py`), FILE.cache.sqlite with all that the engine answered, and
+report as JSON and as a page (see `page.py`), FILE.cache.sqlite with all that the engine answered, and
 FILE.journal.jsonl with finished round trips. A run that was killed goes on from there, and one that changes only the
 checks translates nothing again. What the engine failed to translate is in no journal: run again to try again.
 
-An answer that is the text of a choice becomes the translation of that choice. All other answers stay as they are.
+The answer stays as it is. Where it is the text of a choice, that is the English text, since answers are English by
+construction and prompts ask for English: whoever translates and answers in English is right.
 
 Left out: translation into several variants, repair of what was rejected, detection of evaluation data.
 """
 
 import json
+import math
 import os
 import re
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import ClassVar
 
@@ -63,17 +66,30 @@ def english_tasks(path: str, names: dict[str, str], count: int) -> list[Task]:
 def _english_task(row: dict, names: dict[str, str], default_id: str) -> Task:
     value = {name: row.get(names.get(name, name)) for name in Task.__dataclass_fields__}
     require(value["language"] in (None, "en"), f"the language is {value['language']!r}, only English is translated")
-    number = isinstance(value["answer"], int | float) and not isinstance(value["answer"], bool)
-    answer = str(value["answer"]) if number else value["answer"]
-    texts = {"question": value["question"], "answer": answer}
-    texts |= {"id": value["id"] or default_id, "domain": value["domain"] or "other"}
+    answer, id = value["answer"], value["id"]
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        require(math.isfinite(answer), f"answer is not a finite number: {answer}")
+        answer = format(Decimal(str(answer)), "f")  # written out: 0.00001, where str has 1e-05
+    if isinstance(id, int) and not isinstance(id, bool):
+        id = str(id)
+    texts = {"question": _lines(value["question"]), "answer": answer}
+    texts |= {"id": default_id if id is None else id, "domain": value["domain"] or "other"}
     choices = value["choices"] or []
     require(isinstance(choices, list), f"choices should be a list, found {choices!r:.60}")
+    choices = [_lines(choice) for choice in choices]
     if isinstance(answer, str) and "####" in answer:  # GSM8K: the worked solution, then "#### 1,234"
-        texts |= {"answer": answer.rpartition("####")[2].strip().replace(",", ""), "domain": value["domain"] or "math"}
+        answer = answer.rpartition("####")[2].strip()
+        if re.fullmatch(r"[-+]?\$?\d{1,3}(,\d{3})+(\.\d+)?", answer):  # not the comma of a pair, or of Paris, France
+            answer = answer.replace(",", "")
+        texts |= {"answer": answer, "domain": value["domain"] or "math"}
     for name, text in [*texts.items(), *[("choices", choice) for choice in choices]]:
         require(isinstance(text, str) and bool(text.strip()) and is_text(text), f"{name} should be text: {text!r:.60}")
     return Task(language="en", tier="high", split="trained", choices=tuple(choices), question_en=None, **texts)
+
+
+def _lines(text):
+    """Windows' line breaks as ours."""
+    return text.replace("\r\n", "\n") if isinstance(text, str) else text
 
 
 # --- there and back ---------------------------------------------------------------------------------------------
@@ -216,7 +232,6 @@ def kept_row(task: Task, outcome: Outcome, head: dict, route: dict) -> dict:
     """A task as `data.load_tasks` reads it, with where it comes from."""
     question, *choices = outcome.trip.translation
     tier, split = tier_and_split(outcome.language)
-    answer = choices[task.choices.index(task.answer)] if task.answer in task.choices else task.answer
     translated = Task(
         f"{outcome.language}/{task.id}",
         outcome.language,
@@ -225,7 +240,7 @@ def kept_row(task: Task, outcome: Outcome, head: dict, route: dict) -> dict:
         task.domain,
         question,
         tuple(choices),
-        answer,
+        task.answer,
         task.question,
     )
     row = {name: value for name, value in asdict(translated).items() if value is not None}
@@ -248,8 +263,12 @@ def tier_and_split(language: str) -> tuple[str, str]:
     """Of a real language, or of one of the embedded world. ValueError for any other."""
     if language in WORLD and language != "en":
         return WORLD[language].tier, WORLD[language].split
+    require(language != "en", "--languages: en is what is translated from")
     if language not in LANGUAGES:
-        raise ValueError(f"--languages: {language!r} is none of {', '.join(LANGUAGES)}")
+        raise ValueError(
+            f"--languages: {language!r} is none of {', '.join(LANGUAGES)}; if it goes by none of these codes, add it "
+            "with its tier and split to the list in harness/jsonl.py"
+        )
     return LANGUAGES[language]
 
 
