@@ -114,9 +114,9 @@ def deal(batches: list[list]) -> list[list]:
     return share(batches + [[]] * (-len(batches) % world()))
 
 
-def any_rank(flag: bool) -> bool:
-    """Whether it is true on any rank: a decision that all ranks must take alike."""
-    return any(gather([flag]))
+def any_rank(flag):
+    """The flag of the first rank on which it is true, else this rank's own: a decision that all ranks take alike."""
+    return next(filter(None, gather([flag])), flag)
 
 
 def barrier() -> None:
@@ -165,6 +165,12 @@ def gathered(model: Qwen3, dtype: torch.dtype) -> Qwen3:
         return model
     weights = {name: _full(weight.detach().to(dtype)) for name, weight in model.named_parameters()}
     return assemble(model.config, weights)
+
+
+def parts(model: Qwen3) -> dict[str, Tensor]:
+    """What this rank holds of each parameter; may be empty."""
+    held = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return {name: part.to_local() if isinstance(part, DTensor) else part for name, part in held.items()}
 
 
 def whole_model(model: Qwen3) -> Qwen3 | None:

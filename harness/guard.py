@@ -1,18 +1,39 @@
-"""What a run is kept from: evaluation data among its tasks, an engine that fails all the time, an unsaved end.
+"""What a run is kept from: evaluation data among its tasks, an engine that fails all the time, numbers that are none,
+a second process in its directory, an unsaved end.
 
     training tasks, --evaluation-data -> guard -> silence, a count, or an error
-    rollouts -> stop_at_outage -> ToolOutage;  Ctrl-C -> interrupts -> the step ends, and is saved
+    rollouts -> stop_at_outage -> ToolOutage
+    loss, gradient, weights -> stop_at_divergence -> Diverged;  a policy -> finite_states -> the same, while it samples
+    run directory -> locked -> one process at a time
+    Ctrl-C, SIGTERM, SIGHUP -> interrupts -> the step ends, and is saved;  outside the steps -> stoppable -> a line
 
 A task of evaluation data is found whatever it is called and however it is typeset.
 """
 
 import contextlib
+import errno
+import json
+import math
+import os
 import signal
+import socket
+import sys
+import time
 import unicodedata
+from pathlib import Path
 
 from data import Task
+from harness import distributed
 from harness.jsonl import read_rows
+from harness.modeldir import is_finite
+from harness.options import clear_errors
+from model import Qwen3
 from sampler import Rollout
+
+try:
+    import fcntl
+except ImportError:  # not on this system: there is no lock
+    fcntl = None
 
 # Forms of the same character that copies of a text differ in. NFKC does the no-break spaces.
 ONE_FORM = str.maketrans("‘’‚‛′´`" + "“”„‟″" + "‐‑‒–—−", "'" * 7 + '"' * 5 + "-" * 6)
@@ -80,12 +101,166 @@ def stop_at_outage(rollouts: list[Rollout], max_tool_errors: float) -> None:
         raise ToolOutage(f"the translator failed in {failed:.0%} of the rollouts ({message})")
 
 
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+class Diverged(Exception):
+    """A number that training goes by is not finite. `rows`: the step's rollouts, as rollouts.jsonl has them."""
+
+    rows: list[dict] = []
+
+
+def stop_at_divergence(numbers: dict[str, float], model: Qwen3 | None = None) -> None:
+    """Diverged, on all ranks, if on one of them a number or a weight is not finite; says which."""
+    found = [f"the {name} is {value}" for name, value in numbers.items() if not math.isfinite(value)]
+    parts = distributed.parts(model) if model is not None else {}
+    found += [f"the weight {name} is not finite" for name, part in parts.items() if not is_finite(part)]
+    if reason := distributed.any_rank(found[0] if found else ""):
+        raise Diverged(reason)
+
+
+@contextlib.contextmanager
+def finite_states(policy: Qwen3):
+    """While a policy samples: Diverged as soon as its states are not finite, before a token is drawn by them."""
+
+    def check(module, inputs, hidden) -> None:
+        if not hidden.isfinite().all():
+            raise Diverged("the policy's states are not finite")
+
+    hook = policy.register_forward_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+# --- one process ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def locked(directory):
+    """Around a run: its directory is this command's alone. If another one has it, a line says whose it is, exit 2.
+
+    The system lets go of the lock when its process ends, however that ends; of several ranks only the writer takes it.
+    """
+    file, refusal, is_new = None, "", not os.path.exists(directory)
+    with clear_errors():
+        if distributed.rank() == 0 and fcntl is not None:
+            try:
+                file, refusal = _take(Path(directory))
+            except OSError as error:
+                refusal = str(error)
+        if distributed.any_rank(refusal):
+            raise ValueError(refusal) if refusal else SystemExit(2)
+    try:
+        yield
+    finally:
+        if file is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(file.name)  # while it is locked: whoever opened it by now looks whether it is still there
+                if is_new:
+                    os.rmdir(directory)  # a start that failed leaves no directory
+            file.close()
+
+
+def _take(directory: Path):
+    """(the locked file, ""), or (None, who has it)."""
+    directory.mkdir(parents=True, exist_ok=True)
+    place = directory / ".lock"
+    while True:
+        file = open(place, "a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            return None, f"{directory} belongs to {_holder(file.read())}; --out names another directory"
+        except OSError as error:
+            print(f"{directory} is not locked against a second process: the file system has no locks ({error})")
+            return None, ""
+        if place.exists() and os.path.samestat(os.fstat(file.fileno()), place.stat()):
+            break
+        file.close()  # its holder ended, and took the file away, between our two calls
+    file.truncate(0)
+    since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
+    file.flush()
+    return file, ""
+
+
+def _holder(text: str) -> str:
+    try:
+        found = json.loads(text)
+        return f"process {found['pid']} on {found['host']}, which has been running since {found['since']}"
+    except (ValueError, KeyError, TypeError):  # between taking the lock and signing it
+        return "another process, which has just begun"
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class _Stopped(BaseException):
+    """One of the signals came; its argument is the number."""
+
+
 @contextlib.contextmanager
 def interrupts():
-    """A list that a Ctrl-C adds to, so that a step can finish and be saved; the second one is not caught."""
+    """A list that Ctrl-C, SIGTERM and SIGHUP are added to, so that a step can finish and be saved.
+
+    A second Ctrl-C is not caught. Another SIGTERM or SIGHUP is ignored: what ends a job often sends several signals.
+    """
     asked = []
-    signal.signal(signal.SIGINT, lambda *_: (asked.append(1), signal.signal(signal.SIGINT, signal.SIG_DFL)))
-    try:
+    with _handled(asked.append, {signal.SIGINT: signal.SIG_DFL}):
         yield asked
+
+
+@contextlib.contextmanager
+def stoppable(advice: str):
+    """Around what is not a step: the same signals end it with a line, which closes with the advice."""
+
+    def stop(number: int) -> None:
+        raise _Stopped(number)
+
+    try:
+        with _handled(stop, dict.fromkeys(SIGNALS, signal.SIG_DFL)):
+            yield
+    except _Stopped as reason:
+        (number,) = reason.args
+        print(f"\nstopped by {signal.Signals(number).name}: {advice}", file=sys.stderr)
+        sys.exit(128 + number)
+
+
+@contextlib.contextmanager
+def _handled(handler, second: dict):
+    """The first of the signals goes to the handler; those that follow are treated as `second` says, else ignored.
+
+    What the process was told to ignore, as nohup does, it goes on ignoring.
+    """
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    caught = [number for number in SIGNALS if before[number] != signal.SIG_IGN]
+
+    def receive(number, frame) -> None:
+        for other in caught:
+            signal.signal(other, second.get(other, signal.SIG_IGN))
+        if number != signal.SIGINT:
+            _leave_lost_terminal()
+        handler(number)
+
+    for number in caught:
+        signal.signal(number, receive)
+    try:
+        yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in caught:
+            signal.signal(number, before[number])
+
+
+def _leave_lost_terminal() -> None:
+    """Print nowhere from here on if the terminal was closed: to print there is an error, which would lose the step."""
+    for stream in (1, 2):
+        try:
+            os.get_terminal_size(stream)
+        except OSError as error:
+            if error.errno == errno.EIO:  # a terminal, and gone; others than terminals have no size either
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
