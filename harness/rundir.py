@@ -1,13 +1,17 @@
 """The run directory: configuration, logs, checkpoints that survive a kill, and where to find a policy.
 
-A directory is written beside its place and renamed into it, so what carries its final name is complete. Logs are
-appended line by line; on resuming, lines from after the checkpoint are dropped, because those steps are run again, to
-the same bits. Of several ranks only one writes, but all must call the methods that save.
+A directory is written beside its place, with the checksums of its files, and renamed into it. So what carries its final
+name is complete, and what was damaged later is found out. Logs are appended line by line; on resuming, lines from after
+the checkpoint are dropped, because those steps are run again, to the same bits. Of several ranks only one writes, but
+all must call the methods that save.
 """
 
+import contextlib
 import json
 import os
+import re
 import shutil
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,23 +21,28 @@ from safetensors.torch import load_file, save_file
 import model as model_file
 from data import load_tokenizer
 from harness import distributed
+from harness.guard import Diverged
 from harness.metrics import rounded
+from harness.modeldir import damage_of, is_finite, shorten, sync, write_directory, write_json
 from harness.options import deciding
 from model import Qwen3
+
+LOGS = ("metrics.jsonl", "timings.jsonl", "rollouts.jsonl")
 
 
 class Run:
     """A run directory that one process writes."""
 
     def __init__(self, directory, config, resume: bool):
-        """Begin a run, or find the last checkpoint of one. Writes nothing yet.
+        """Begin a run, or find the last good checkpoint of one. Writes nothing yet.
 
-        Raises ValueError if there is a run already and `resume` is false, or if the options differ from those of the
-        run to be resumed in anything that decides a result, but for `steps`.
+        Raises ValueError if there is a run already and `resume` is false, if the options differ from those of the run
+        to be resumed in anything that decides a result, but for `steps`, or if all of its checkpoints are damaged.
         """
         self.path, self.config, self.is_writer = Path(directory), config, distributed.rank() == 0
         self.state = {"step": 0, "best": None}  # steps done, and the summary of what best/ holds
         self.is_resumed = False  # from a checkpoint
+        self._last_good = None
         saved = self.path / "config.json"
         if not resume:
             if saved.exists():
@@ -49,11 +58,27 @@ class Run:
         ]
         if different:
             raise ValueError(f"{directory}: the options differ from the run's: {'; '.join(different)}")
-        if checkpoint := self.last_checkpoint():
-            self.state, self.is_resumed = json.loads((checkpoint / "state.json").read_text()), True
+        self._find_checkpoint()
+
+    def _find_checkpoint(self) -> None:
+        """Take the state of the newest checkpoint that is sound, and say so. ValueError if there are only others."""
+        damaged = []
+        for checkpoint in sorted(self.path.glob("step-*[0-9]"), reverse=True):
+            damage, state = damage_of(checkpoint, must_be_sealed=True), {}
+            if not damage:
+                damage, state = _read_state(checkpoint)
+            if not damage:
+                self._last_good, self.state, self.is_resumed = checkpoint, state, True
+                passed = f", the last good checkpoint; passed over {'; '.join(damaged)}" if damaged else ""
+                print(f"going on from {checkpoint}{passed}")
+                return
+            damaged.append(f"{checkpoint.name}: {damage}")
+        if damaged:
+            raise ValueError(f"{self.path}: no good checkpoint to go on from: {'; '.join(damaged)}")
 
     def last_checkpoint(self) -> Path | None:
-        return max(self.path.glob("step-*[0-9]"), default=None)
+        """The one that the run was resumed from, or that it has saved since."""
+        return self._last_good
 
     def open(self, model: Qwen3, optimizer) -> None:
         """Create the directory, write the configuration, cut the logs to the checkpoint and restore its moments."""
@@ -68,7 +93,7 @@ class Run:
             place = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
             if not place.exists():
                 os.rename(old, place)
-        for name in ("metrics.jsonl", "timings.jsonl", "rollouts.jsonl"):
+        for name in LOGS:
             log = self.path / name
             if log.exists():
                 kept = [line for line in read_lines(log) if _before(line, self.state["step"])]
@@ -77,23 +102,29 @@ class Run:
                 os.replace(partial, log)
 
     def log(self, name: str, row: dict) -> None:
-        """Append one line to a log and hand it to the system: a line outlives this process, not a power cut."""
+        """Append one line to a log and hand it to the system: a line outlives this process, and a power cut from the
+        next checkpoint on. Diverged if a number is not finite."""
+        line = _line(name, row)
         with open(self.path / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(line)
 
     def log_step(self, step: int, metrics: dict, rollouts: list[dict], seconds: float, translator) -> None:
         """A step is done: its lines in the three logs. Nothing in metrics.jsonl differs between two runs of one seed:
         seconds, and what a translator's meters show by then, are in timings.jsonl."""
+        rows = [("metrics.jsonl", rounded({"step": step, **metrics}))]
+        rows += [("timings.jsonl", rounded({"step": step, "seconds": round(seconds, 3), **_meters(translator)}))]
+        rows += [("rollouts.jsonl", row) for row in rollouts]
+        for name, row in rows:
+            _line(name, row)  # Diverged, on all ranks, before any of them is written
         self.state["step"] = step
-        if not self.is_writer:
-            return
-        self.log("metrics.jsonl", rounded({"step": step, **metrics}))
-        self.log("timings.jsonl", rounded({"step": step, "seconds": round(seconds, 3), **_meters(translator)}))
-        for row in rollouts:
-            self.log("rollouts.jsonl", row)
+        for name, row in rows if self.is_writer else []:
+            self.log(name, row)
 
     def save_checkpoint(self, model: Qwen3, optimizer, source) -> None:
-        """`step-000040/`: a Hugging Face directory like `source`, plus optimizer and state. The two newest are kept."""
+        """`step-000040/`: a Hugging Face directory like `source`, plus optimizer and state. The two newest are kept.
+
+        Diverged, and nothing is written, if a weight or a moment is not finite.
+        """
         names = [name for name, _ in model.named_parameters()]
         policy = distributed.whole_model(model)
         moments = distributed.whole(
@@ -103,6 +134,9 @@ class Run:
                 for key, value in entry.items()
             }
         )
+        _require_finite(policy, moments)
+        place = self.path / f"step-{self.state['step']:06d}"
+        self._last_good = place
         if not self.is_writer:
             return
 
@@ -112,9 +146,34 @@ class Run:
             save_file(tensors, directory / "optimizer.safetensors")
             write_json(directory / "state.json", self.state)
 
-        write_directory(self.path / f"step-{self.state['step']:06d}", write)
-        for old in sorted(self.path.glob("step-*[0-9]"))[:-2]:
+        for name in LOGS:
+            if (self.path / name).exists():
+                sync(self.path / name)
+        write_directory(place, write)
+        found = sorted(self.path.glob("step-*[0-9]"))
+        kept = [path for path in found if path.name <= place.name][-2:]  # later ones were damaged, and passed over
+        for old in set(found) - set(kept):
             shutil.rmtree(old)
+
+    @contextlib.contextmanager
+    def until_divergence(self):
+        """Around the steps: Diverged ends the run with a line, the step's rollouts in `bad-step-000012.jsonl`."""
+        try:
+            yield
+        except Diverged as reason:
+            if not self.is_writer:
+                sys.exit(1)
+            step, kept = self.state["step"] + 1, ""
+            if reason.rows:
+                bad = self.path / f"bad-step-{step:06d}.jsonl"
+                lines = [json.dumps(_without_nan(row), ensure_ascii=False) + "\n" for row in reason.rows]
+                bad.write_text("".join(lines), encoding="utf-8")
+                kept = f"; its rollouts are in {bad}"
+            last = self._last_good or "none"
+            sys.exit(
+                f"stopped in step {step}: {reason}. Nothing of the step was saved{kept}. Last good checkpoint: {last}. "
+                "To resume would come to the same: begin anew with a lower --learning-rate"
+            )
 
     def _restore_optimizer(self, model: Qwen3, optimizer) -> None:
         """Put the saved moments back; the parameters have the optimizer's order."""
@@ -128,11 +187,12 @@ class Run:
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
     def keep_best(self, model: Qwen3, source, step: int, validation: dict) -> None:
-        """`best/`: the policy with the highest validation utility so far."""
+        """`best/`: the policy with the highest validation utility so far. Diverged as above."""
         if self.state["best"] is not None and validation["utility"] <= self.state["best"]["utility"]:
             return
         self.state["best"] = {"step": step, **validation}
         policy = distributed.whole_model(model)
+        _require_finite(policy)
         if not self.is_writer:
             return
 
@@ -150,28 +210,32 @@ class Run:
             write_json(self.path / "report.json", found)
 
 
-def write_directory(path: Path, write) -> None:
-    """Let `write(directory)` fill a directory beside `path`, then rename it into place."""
-    partial, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write(partial)
-    if path.exists():
-        os.rename(path, old)
-    os.rename(partial, path)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def write_json(path: Path, value) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+def _read_state(checkpoint: Path) -> tuple[str, dict]:
+    """(what is wrong with a checkpoint's state.json, its content): steps done, as in its name, and the best so far."""
+    try:
+        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return f"state.json is not readable ({type(error).__name__})", {}
+    step = state.get("step") if isinstance(state, dict) else None
+    if type(step) is not int or f"step-{step:06d}" != checkpoint.name:
+        return f"state.json says step {shorten(step)}", {}
+    best = state.get("best", "nothing")
+    if best is not None and not (isinstance(best, dict) and isinstance(best.get("utility"), int | float)):
+        return f"state.json says best {shorten(best)}", {}
+    return "", state
 
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a log, a half-written last one included. (str.splitlines also splits at U+2028 and U+0085.)"""
     return path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
+
+
+def _line(name: str, row: dict) -> str:
+    """A row as a line of a log. Diverged if a number is not finite, which JSON cannot say."""
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    except ValueError:
+        raise Diverged(f"a number for {name} is not finite") from None
 
 
 def _meters(translator) -> dict:
@@ -187,14 +251,48 @@ def _before(line: str, step: int) -> bool:
         return False
 
 
+def _require_finite(policy: Qwen3 | None, moments: dict | None = None) -> None:
+    """Diverged, on all ranks, if the one that writes holds a weight or a moment that is not finite."""
+    tensors = (dict(policy.named_parameters()) if policy else {}) | (moments or {})
+    bad = next((name for name, tensor in tensors.items() if not is_finite(tensor.detach())), "")
+    if bad := distributed.any_rank(bad):
+        raise Diverged(f"{bad} is not finite, so it was not saved")
+
+
+def _without_nan(row: dict) -> dict:
+    """A row as JSON can say it: null where a number is not finite."""
+    return json.loads(json.dumps(row), parse_constant=lambda _: None)
+
+
 def policy_directory(path) -> Path:
     """The model directory that a policy's name means: a run's `best/`, else its last checkpoint, else the path itself
-    or its `base/`. FileNotFoundError if there is none."""
-    path = Path(path)
-    candidates = [path / "best", *sorted(path.glob("step-*[0-9]"), reverse=True), path, path / "base"]
-    for candidate in candidates:
-        if (candidate / "config.json").is_file() and (candidate / "tokenizer.json").is_file():
-            return candidate
+    or its `base/`. Damaged ones are passed over; a line says so where a checkpoint stands in for `best/`.
+
+    FileNotFoundError, saying what is missing and how to get it, if there is none.
+    """
+    name, path, damaged = str(path), Path(path), []
+    checkpoints = sorted(path.glob("step-*[0-9]"), reverse=True)
+    for candidate in (path / "best", *checkpoints, path, path / "base"):
+        if not ((candidate / "config.json").is_file() and (candidate / "tokenizer.json").is_file()):
+            continue
+        if damage := damage_of(candidate):
+            damaged.append(f"{candidate}: {damage}")
+            continue
+        if candidate in checkpoints:
+            reason = "; ".join(damaged) or f"there is no policy in {path / 'best'}"
+            print(f"{candidate} stands in for the best policy: {reason}")
+        return candidate
+    if damaged:
+        raise FileNotFoundError(f"{path}: no undamaged policy here: {'; '.join(damaged)}")
+    if any(path.glob("*.safetensors")):
+        missing = " and ".join(file for file in ("config.json", "tokenizer.json") if not (path / file).is_file())
+        raise FileNotFoundError(f"{path}: {missing} is missing; copy it from where the weights come from")
+    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        there = name.split("/")[1]
+        raise FileNotFoundError(
+            f"{name}: no such directory, and nothing is downloaded here; if it is a name on the Hugging Face hub: "
+            f"hf download {name} --local-dir {there}, and then name {there}"
+        )
     raise FileNotFoundError(f"{path}: no policy here (a model directory, or a run that has saved one)")
 
 

@@ -216,6 +216,25 @@ def test_a_name_from_a_file_stays_within_its_line(directory):
     assert "unexpected 'a\\nbccc" in refused(directory)
 
 
+# --- names ------------------------------------------------------------------------------------------------------
+
+
+def test_a_name_on_the_hub_is_told_how_to_be_fetched():
+    """Catches "no policy here" for the first thing that anybody types."""
+    for name in ("Qwen/Qwen3-4B", "Qwen/Qwen3-4B-Instruct.v2"):
+        message = refused(name, FileNotFoundError)
+        assert f"hf download {name} --local-dir {name.split('/')[1]}" in message
+    assert "no policy here" in refused("Qwen3-4B", FileNotFoundError)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json"])
+def test_a_directory_without_one_of_its_files_is_told_which(directory, name):
+    """Catches "no policy here" for a directory that plainly holds a model."""
+    (directory / name).unlink()
+    message = refused(directory, FileNotFoundError)
+    assert f"{name} is missing" in message and "copy it" in message
+
+
 def test_the_checks_take_what_this_code_writes(tmp_path):
     """Catches a check that refuses our own checkpoints, in any of the dtypes that they are saved in."""
     for dtype in (torch.float32, torch.bfloat16, torch.float64):

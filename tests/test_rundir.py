@@ -1,5 +1,6 @@
 """The run directory: what it holds survives a kill at any moment, and names mean the policy that they should."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,9 +13,11 @@ from helpers import files_under, hand_made, random_directory
 import model as model_file
 from data import Task, load_tokenizer
 from harness import metrics
+from harness.guard import Diverged
 from harness.metrics import logged_rows, rollout_row
+from harness.modeldir import CHECKSUMS
 from harness.options import Neutral
-from harness.rundir import Run, load_policy, policy_directory, write_directory
+from harness.rundir import Run, load_policy, policy_directory, write_directory, write_json
 from reward import Score
 from sampler import Rollout
 from tools import Call
@@ -94,12 +97,12 @@ def test_replacing_a_directory_leaves_nothing_of_the_old_one(tmp_path):
     place = tmp_path / "best"
     write_directory(place, lambda d: (d / "old-shard").write_text("old"))
     write_directory(place, lambda d: (d / "weights").write_text("new"))
-    assert files_under(tmp_path) == {"best", "best/weights"}
+    assert files_under(tmp_path) == {"best", "best/weights", "best/checksums.json"}
 
 
 def test_leftovers_of_a_killed_write_are_ignored_and_swept_away(tmp_path):
     """Catches a half-written checkpoint that is resumed from, or that makes the next write fail."""
-    killed = []
+    killed, before = [], files_under(begin(tmp_path).path)
 
     def write(directory):
         (directory / "weights").write_text("half")
@@ -109,9 +112,26 @@ def test_leftovers_of_a_killed_write_are_ignored_and_swept_away(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_directory(tmp_path / "step-000002", write)
     assert killed[0].exists()
-    assert Run(tmp_path, Options(), False).last_checkpoint() is None
+    assert Run(tmp_path, Options(), True).last_checkpoint() is None
     write_directory(tmp_path / "step-000002", lambda d: (d / "weights").write_text("whole"))
-    assert files_under(tmp_path) == {"step-000002", "step-000002/weights"}
+    new = {"step-000002", "step-000002/weights", "step-000002/checksums.json"}
+    assert files_under(tmp_path) == before | new
+
+
+def test_a_directory_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Catches a rename that a power cut makes durable before the weights are: a checkpoint of zeros."""
+    events, fsync, rename = [], os.fsync, os.rename
+
+    def spy(handle):
+        events.append(os.path.relpath(os.readlink(f"/proc/self/fd/{handle}"), tmp_path))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    monkeypatch.setattr(os, "rename", lambda *names: (events.append("rename"), rename(*names)))
+    write_directory(tmp_path / "best", lambda d: (d / "weights").write_text("new"))
+    before, after = events[: events.index("rename")], events[events.index("rename") + 1 :]
+    assert ".best.partial/weights" in before and before[-1] == ".best.partial"
+    assert any("checksums.json" in name for name in before) and after == ["."]
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------
@@ -160,6 +180,172 @@ def test_the_last_two_checkpoints_are_kept(tmp_path):
     assert sorted(path.name for path in run.path.glob("step-*")) == ["step-000100", "step-001000"]
     assert run.last_checkpoint().name == "step-001000"
     assert Run(run.path, Options(), True).state["step"] == 1000
+
+
+# --- damage -----------------------------------------------------------------------------------------------------
+
+
+def flip(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+DAMAGES = {
+    "cut": lambda content: content[: len(content) // 2],
+    "zeroed": lambda content: bytes(len(content)),
+    "one bit flipped": flip,
+    "empty": lambda content: b"",
+    "missing": None,
+}
+FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "config.json", "tokenizer.json", "checksums.json")
+
+
+def damage(path, how: str) -> None:
+    if DAMAGES[how] is None:
+        path.unlink()
+    else:
+        path.write_bytes(DAMAGES[how](path.read_bytes()))
+
+
+def run_of_six_steps(directory) -> Run:
+    """A run with checkpoints after steps 4 and 6, and a best/ of step 4."""
+    model, optimizer = fresh()
+    run = begin(directory)
+    for step in range(1, 7):
+        train_a_little(model, optimizer, steps=1, seed=step)
+        if step == 4:
+            run.keep_best(model, random_directory(), step, {"utility": 0.5})
+        take_step(run, step)
+        if step in (4, 6):
+            run.save_checkpoint(model, optimizer, random_directory())
+    return run
+
+
+def steps_logged(directory) -> list[int]:
+    return [json.loads(line)["step"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, capsys, name, how):
+    """Catches training that goes on from damaged weights or moments, in silence, or ends in a traceback."""
+    run = run_of_six_steps(tmp_path / "run")
+    damage(run.path / "step-000006" / name, how)
+    resumed = begin(tmp_path / "run", resume=True)
+    assert resumed.state["step"] == 4 and resumed.last_checkpoint().name == "step-000004"
+    assert steps_logged(run.path) == [1, 2, 3, 4]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("going on from ")]
+    named = "step-000006: " if name == CHECKSUMS else f"step-000006: {name}"  # whose line of it was hit is chance
+    assert "step-000004" in line and named in line
+
+
+def seal_again(checkpoint) -> None:
+    """Checksums that are right for what stands there."""
+    sums = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in checkpoint.iterdir() if p.name != CHECKSUMS}
+    (checkpoint / CHECKSUMS).write_text(json.dumps(sums))
+
+
+STATES = [
+    "{}",
+    '{"step": "6", "best": null}',
+    '{"step": 6.0, "best": null}',
+    '{"step": true, "best": null}',
+    '{"step": 7, "best": null}',
+    '{"step": 6}',
+    '{"step": 6, "best": {"utility": "high"}}',
+    "[6]",
+    "",
+    "6",
+]
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_state_that_makes_no_sense_is_passed_over_too(tmp_path, capsys, state):
+    """Catches a silent start at step 0, or a step that is text: both would cut the logs first."""
+    run = run_of_six_steps(tmp_path / "run")
+    (run.path / "step-000006" / "state.json").write_text(state)
+    seal_again(run.path / "step-000006")
+    resumed = begin(tmp_path / "run", resume=True)
+    assert resumed.state["step"] == 4 and steps_logged(run.path) == [1, 2, 3, 4]
+    assert "step-000006: state.json" in capsys.readouterr().out
+
+
+def test_without_a_good_checkpoint_nothing_is_cut_and_the_error_names_them_all(tmp_path):
+    """Catches a run that begins at 0 in silence, over logs that it has emptied."""
+    run = run_of_six_steps(tmp_path / "run")
+    damage(run.path / "step-000006" / "model.safetensors", "zeroed")
+    damage(run.path / "step-000004" / "optimizer.safetensors", "missing")
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError) as error:
+        Run(tmp_path / "run", Options(), True)
+    message = str(error.value)
+    assert "no good checkpoint" in message and "\n" not in message
+    assert "step-000006: model.safetensors is not what was saved" in message
+    assert "step-000004: optimizer.safetensors is missing" in message
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+
+
+def test_a_checkpoint_that_was_passed_over_does_not_count_as_one_of_the_two_that_are_kept(tmp_path):
+    """Catches good checkpoints that are deleted in favour of a damaged one with a higher number."""
+    run, (model, optimizer) = run_of_six_steps(tmp_path / "run"), fresh()
+    damage(run.path / "step-000006" / "model.safetensors", "cut")
+    resumed = begin(tmp_path / "run", resume=True)
+    take_step(resumed, 5)
+    resumed.save_checkpoint(model, optimizer, random_directory())
+    assert sorted(path.name for path in run.path.glob("step-*")) == ["step-000004", "step-000005"]
+
+
+@pytest.mark.parametrize("how", ["missing", "one bit flipped"])
+def test_a_checkpoint_that_stands_in_for_the_best_policy_is_announced(tmp_path, capsys, how):
+    """Catches an evaluation of the last weights under the name of the best, or of damaged ones."""
+    run = run_of_six_steps(tmp_path / "run")
+    assert policy_directory(run.path) == run.path / "best"
+    if how == "missing":
+        shutil.rmtree(run.path / "best")
+    else:
+        damage(run.path / "best" / "model.safetensors", how)
+    capsys.readouterr()
+    assert policy_directory(run.path) == run.path / "step-000006"
+    (line,) = capsys.readouterr().out.splitlines()
+    reason = "there is no policy in" if how == "missing" else "model.safetensors is not what was saved"
+    assert "step-000006 stands in for the best policy: " in line and reason in line
+
+
+def test_a_run_whose_policies_are_all_damaged_has_none(tmp_path):
+    """Catches a damaged policy that is taken because there is no other."""
+    run = run_of_six_steps(tmp_path / "run")
+    for place in ("best", "step-000004", "step-000006"):
+        damage(run.path / place / "model.safetensors", "one bit flipped")
+    with pytest.raises(FileNotFoundError, match="no undamaged policy here.*best.*step-000006.*step-000004"):
+        policy_directory(run.path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("what", ["weight", "moment"])
+def test_what_is_not_finite_is_never_saved(tmp_path, what, value):
+    """Catches NaN weights that become the newest checkpoint, and push the good ones out."""
+    run, (model, optimizer) = begin(tmp_path / "run"), fresh()
+    train_a_little(model, optimizer)
+    norm = model.norm.weight
+    (norm.data if what == "weight" else optimizer.state[norm]["exp_avg"])[3] = value
+    with pytest.raises(Diverged, match="norm.weight.* is not finite, so it was not saved"):
+        run.save_checkpoint(model, optimizer, random_directory())
+    assert not list(run.path.glob("*step*"))
+    if what == "weight":
+        with pytest.raises(Diverged, match="norm.weight is not finite"):
+            run.keep_best(model, random_directory(), 1, {"utility": 1.0})
+        assert not (run.path / "best").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_never_logged(tmp_path, value):
+    """Catches a NaN in a log: it is no JSON, and no other program reads the file."""
+    run = begin(tmp_path / "run")
+    with pytest.raises(Diverged, match=r"metrics\.jsonl is not finite"):
+        run.log_step(1, {"tier": {"low": {"cost": value}}}, [], 0.5, None)
+    with pytest.raises(ValueError):
+        write_json(run.path / "report.json", {"cost": value})
+    assert {path.name for path in run.path.iterdir()} == {"config.json"}
 
 
 # --- beginning and resuming -------------------------------------------------------------------------------------
