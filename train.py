@@ -33,7 +33,16 @@ from data import Task
 from eval import compare, evaluate, summary
 from harness import distributed
 from harness.forecast import dry_run, introduction
-from harness.guard import ToolOutage, interrupts, stop_at_outage
+from harness.guard import (
+    Diverged,
+    ToolOutage,
+    finite_states,
+    interrupts,
+    locked,
+    stop_at_divergence,
+    stop_at_outage,
+    stoppable,
+)
 from harness.metrics import UpdateLog, logged_rows, step_metrics
 from harness.options import (
     Amount,
@@ -99,6 +108,10 @@ class Config(TrainingOptions):
     dry_run: Neutral[bool] = False  # print configuration, first prompt, predicted memory and plan, and stop
 
     @property
+    def directory(self) -> str:
+        return self.out or f"runs/{self.lang_tier}"
+
+    @property
     def tiers(self) -> list[str]:
         return ["high", "low", "xlow"] if self.lang_tier == "all" else [self.lang_tier]
 
@@ -113,7 +126,7 @@ class Config(TrainingOptions):
 def train_step(model, tokenizer, optimizer, tasks, translator, config: Config, step: int) -> tuple[dict, list[dict]]:
     """One step: sample, score, shape, update. Returns the metrics, and rows for rollouts.jsonl.
 
-    Raises ToolOutage before the policy has moved.
+    Raises ToolOutage before the policy has moved, Diverged before it moves by numbers that are not finite.
     """
     rollouts, probes = sample(model, tokenizer, tasks, translator, config, step)  # [4]
     stop_at_outage(rollouts, config.max_tool_errors)
@@ -136,7 +149,12 @@ def train_step(model, tokenizer, optimizer, tasks, translator, config: Config, s
     shaped = gspo.shaped_reward(reward, charges, config.penalty)
     advantages = gspo.group_advantages(shaped, config.advantage_scale, valid)
 
-    updated = update(model, optimizer, rollouts, advantages.flatten(), config, tokenizer.size)
+    try:
+        updated = update(model, optimizer, rollouts, advantages.flatten(), config, tokenizer.size)
+        stop_at_divergence(updated, model)
+    except Diverged as reason:
+        reason.rows = logged_rows(rollouts, scores, advantages.flatten(), step + 1, len(rollouts))
+        raise
     metrics = step_metrics(tasks, rollouts, scores, kappa, gates, shaped, advantages)
     logged = logged_rows(rollouts, scores, advantages.flatten(), step + 1, config.log_rollouts)
     return metrics | updated, logged
@@ -153,8 +171,9 @@ def sample(model, tokenizer, tasks, translator, config: Config, step: int) -> tu
         mine, sampling = distributed.share(tasks), config.sampling(mode, config.temperature)
         return distributed.gather(rollout(policy, tokenizer, mine, group_size, translator, rng, sampling), group_size)
 
-    rollouts = run(config.group_size, 0, "free")
-    return rollouts, run(config.probe_rollouts, 1, "forbidden") if config.confidence == "probe" else []
+    with finite_states(policy):
+        rollouts = run(config.group_size, 0, "free")
+        return rollouts, run(config.probe_rollouts, 1, "forbidden") if config.confidence == "probe" else []
 
 
 def generator(seed: int, step: int, purpose: int, rank: int = 0) -> torch.Generator:
@@ -186,6 +205,7 @@ def update(model: Qwen3, optimizer, rollouts: list[Rollout], advantages: Tensor,
     with torch.no_grad():
         old = [[logps_of(batch)[0] for batch, _ in batches] for batches in minibatches[1:]]
     for number, batches in enumerate(minibatches):
+        losses = []
         for i, (batch, share) in enumerate(batches):
             logps, entropies, sampled = logps_of(batch)  # [B, T] each
             old_logps = old[number - 1][i] if number else logps.detach()
@@ -194,9 +214,11 @@ def update(model: Qwen3, optimizer, rollouts: list[Rollout], advantages: Tensor,
             distributed.sum_gradients(model, now=i + 1 == len(batches))
             # share of the minibatch: how it is cut into micro-batches changes only a sum's order
             (loss * share).backward()
+            losses.append(loss.item())
             log.micro_batch(batch, share, loss, metrics, logps, entropies, sampled)
         if batches:
             norm = distributed.clip_gradients(model, config.max_grad_norm)
+            stop_at_divergence({"loss": sum(losses), "gradient norm": norm})
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             log.step(norm)
@@ -251,7 +273,7 @@ def train(config: Config, device: str) -> None:
         )
         translator = open_translator(config)  # [3]
         base = policy_directory(config.model)
-        run = Run(config.out or f"runs/{config.lang_tier}", config, config.resume)
+        run = Run(config.directory, config, config.resume)
         model, tokenizer = load_policy(run.last_checkpoint() if run.is_resumed else base, device)  # [2], in fp32
         model.checkpoint_activations = config.checkpoint_activations
         model = distributed.shard(model, getattr(torch, config.dtype))
@@ -261,7 +283,7 @@ def train(config: Config, device: str) -> None:
 
     first, total = run.state["step"], config.steps
     progress = tqdm(range(first, total), initial=first, total=total, unit="step", disable=not run.is_writer)
-    with interrupts() as asked_to_stop:
+    with interrupts() as asked_to_stop, run.until_divergence(), progress:
         for step in progress:
             clock, done = time.perf_counter(), step + 1
             for group in optimizer.param_groups:
@@ -271,22 +293,22 @@ def train(config: Config, device: str) -> None:
                 metrics, logged = train_step(model, tokenizer, optimizer, tasks, translator, config, step)
             except ToolOutage as reason:
                 run.save_checkpoint(model, optimizer, base)
-                progress.close()
                 sys.exit(f"stopped before step {done}: {reason}; --resume goes on from there")
             if done % config.eval_every == 0 or done == total:
                 metrics["validation"] = validate(model, tokenizer, validation, translator, config)  # [8]
                 run.keep_best(model, base, done, metrics["validation"])
                 tqdm.write(f"step {done:4d}  validation  {status(metrics['validation']['tier'])}")
             run.log_step(done, metrics, logged, time.perf_counter() - clock, translator)
-            is_stopping = distributed.any_rank(bool(asked_to_stop))  # asked once: the signal may come at any line
-            if done % config.save_every == 0 or done == total or is_stopping:
+            stopped_by = distributed.any_rank(sum(asked_to_stop))  # asked once: the signal may come at any line
+            if done % config.save_every == 0 or done == total or stopped_by:
                 run.save_checkpoint(model, optimizer, base)
             progress.set_postfix_str(status(metrics["tier"]) + ("" if metrics["updates"] else ", no usable group"))
-            if is_stopping:
+            if stopped_by:
                 progress.close()
                 print(f"stopped after step {done}; --resume with the same options goes on from there")
-                sys.exit(130)
-    report(run, base, device, translator, config, started)
+                sys.exit(128 + stopped_by)
+    with stoppable(f"the run is complete; python eval.py --policy {base} --policy {run.path} makes the table"):
+        report(run, base, device, translator, config, started)
 
 
 def validate(model, tokenizer, validation, translator, config: Config) -> dict:
@@ -304,7 +326,8 @@ def validate(model, tokenizer, validation, translator, config: Config) -> dict:
 def outcomes(policy, tokenizer, tasks, translator, config: Config) -> list:
     """Each task's rollout and score, every rank having evaluated its share. ToolOutage, as in training: else a
     validation without a working tool could choose `best/`."""
-    mine = evaluate(policy, tokenizer, distributed.share(tasks), translator, config, seed=distributed.rank())  # [8]
+    with finite_states(policy):
+        mine = evaluate(policy, tokenizer, distributed.share(tasks), translator, config, seed=distributed.rank())  # [8]
     found = distributed.gather(mine)
     stop_at_outage([rollout for rollout, _ in found], config.max_tool_errors)
     return found
@@ -331,11 +354,12 @@ def main(argv: list[str] | None = None) -> None:
         with clear_errors():
             print(dry_run(config))
         return
-    with clear_errors():
-        device = distributed.start(config.device, config.dtype)
     try:
-        with distributed.together():
-            train(config, device)
+        with stoppable("no step was lost"):
+            with clear_errors():
+                device = distributed.start(config.device, config.dtype)
+            with distributed.together(), locked(config.directory):
+                train(config, device)
     except ToolOutage as reason:
         sys.exit(f"stopped in an evaluation: {reason}; --resume goes on from the last checkpoint")
     except BudgetSpent as reason:
