@@ -1,6 +1,6 @@
 """How much the checks of translated tasks are worth, where the truth is known and on real text.
 
-    python -m bench.fidelity                # about two minutes on one core
+    python -m bench.fidelity                # about half a minute on one core
     python -m bench.fidelity --data DIR     # and on real text: mgsm.jsonl, gsm8k_test.jsonl, apertium_roundtrip.jsonl
 
 In the embedded world the answer of a translation is worked out from its own sentences (`tiny/truth.py`), so the share
