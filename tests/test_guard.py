@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import base_directory, call_main, command, files_under, hand_made, sums, write_tasks
+from helpers import ROOT, base_directory, call_main, command, files_under, hand_made, sums, write_tasks
 from test_distributed import FORKSERVER, on_ranks, torchrun
 
 import gspo
@@ -476,3 +476,21 @@ def test_two_ranks_end_their_step_on_a_sigterm_to_torchrun(options, tmp_path):
     assert process.returncode != 0 and printed.count("stopped after step") == 1
     assert "another rank is gone" not in printed
     assert_saved(out)
+
+
+# --- the page ---------------------------------------------------------------------------------------------------
+
+
+def test_every_test_that_the_page_on_reliability_names_exists():
+    """Catches a promise whose test was renamed or deleted."""
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    named, defined = set(re.findall(r"`(test_\w+)`", page)), set(re.findall(r"^def (test_\w+)", tests, re.MULTILINE))
+    assert len(named) > 40 and named <= defined
+    mine = [ROOT / "tests" / name for name in ("test_guard.py", "test_modeldir.py")]
+    tested = {name for path in mine for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)}
+    unnamed = {
+        "test_the_checks_take_what_this_code_writes",
+        "test_every_test_that_the_page_on_reliability_names_exists",
+    }
+    assert tested - named == unnamed
