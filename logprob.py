@@ -55,13 +55,13 @@ def policy_logps(
     """
     device = model.embed_tokens.weight.device
     index = {prompt: i for i, prompt in enumerate(dict.fromkeys(r.prompt_ids for r in rollouts))}
-    P, prompt_of = len(index), [index[r.prompt_ids] for r in rollouts]
-    ids, packed = pack([*index, *(r.ids for r in rollouts)], [None] * P + prompt_of, device)
-    B, T = len(rollouts), max(len(r.ids) for r in rollouts)
+    prompt_of = [index[r.prompt_ids] for r in rollouts]  # [B]
+    ids, packed = pack(list(index), [r.ids for r in rollouts], prompt_of, device)
+    own = packed.answers  # [B, T] which of the N tokens
+    B, T = own.shape
     sampled = torch.tensor([[*r.sampled, *[False] * (T - len(r.ids))] for r in rollouts], device=device)  # [B, T]
     ends = torch.tensor([len(prompt) for prompt in index], device=device).cumsum(0) - 1  # [P] last tokens of prompts
-    own = packed.row_tokens[P:, :T]  # [B, T] which of the N tokens
-    # A token is predicted by the state of the one before it: the first of a row by its prompt's last.
+    # A token is predicted by the state of the one before it: the first of an answer by its prompt's last.
     predicting = torch.cat([ends[prompt_of][:, None], own[:, :-1]], 1)  # [B, T]
     place = sampled.nonzero(as_tuple=True)  # (row, t) of each sampled token
     hidden = model(ids, packed=packed)[0, predicting[place]]
@@ -69,36 +69,48 @@ def policy_logps(
     return logps.new_zeros(B, T).index_put(place, logps), entropy.new_zeros(B, T).index_put(place, entropy), sampled
 
 
-def pack(rows: list[Sequence[int]], prompt_of: list[int | None], device) -> tuple[Tensor, Packed]:
-    """The ids [1, N] of R rows laid end to end, and how they hang together: row r continues row prompt_of[r], or none.
+def pack(
+    prompts: list[Sequence[int]], answers: list[Sequence[int]], prompt_of: list[int], device
+) -> tuple[Tensor, Packed]:
+    """The ids [1, N] of prompts and answers laid end to end, and how they hang together: answer b continues prompt
+    prompt_of[b].
 
     A prompt 7 8 9, and two answers to it, 1 2 and 3:
 
-    >>> ids, packed = pack([[7, 8, 9], [1, 2], [3]], [None, 0, 0], "cpu")
+    >>> ids, packed = pack([[7, 8, 9]], [[1, 2], [3]], [0, 0], "cpu")
     >>> ids.tolist(), packed.positions.tolist()  # an answer's positions go on behind the prompt's
     ([[7, 8, 9, 1, 2, 3]], [[0, 1, 2, 3, 4, 3]])
-    >>> packed.row_tokens.tolist()  # which of the six tokens each row holds; 0 also fills up
-    [[0, 1, 2], [3, 4, 0], [5, 0, 0]]
-    >>> packed.key_tokens.tolist()  # what a row may see: three places for its prompt, then itself
-    [[0, 0, 0, 0, 1, 2], [0, 1, 2, 3, 4, 0], [0, 1, 2, 5, 0, 0]]
-    >>> packed.visible[1, 0].int().tolist()  # what tokens 1 and 2 see of it; nobody reads what the filler sees
-    [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]]
-    >>> packed.places.tolist()  # where in row_tokens the six tokens are
-    [0, 1, 2, 3, 4, 6]
+    >>> packed.prompts.tolist(), packed.answers.tolist()  # which of the six tokens each row holds; 0 also fills up
+    ([[0, 1, 2]], [[3, 4], [5, 0]])
+    >>> packed.seen.tolist()  # what an answer may see: its prompt, then itself
+    [[0, 1, 2, 3, 4], [0, 1, 2, 5, 0]]
+    >>> packed.visible[0, 0].int().tolist()  # and what tokens 1 and 2 do see of it
+    [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+    >>> packed.places.tolist()  # where the six tokens are: three of the prompt, then of four places in the answers
+    [0, 1, 2, 3, 4, 5]
     """
-    lengths = torch.tensor([len(row) for row in rows], device=device)  # [R]
-    shared = torch.tensor([0 if p is None else len(rows[p]) for p in prompt_of], device=device)  # [R] prompt lengths
-    starts = lengths.cumsum(0) - lengths
-    prompt_starts = starts[torch.tensor([p or 0 for p in prompt_of], device=device)]
-    before, own = (torch.arange(int(most), device=device) for most in (shared.max(), lengths.max()))
-    is_before, is_own = before < shared[:, None], own < lengths[:, None]  # [R, S - T], [R, T]
-    row_tokens = (starts[:, None] + own) * is_own
-    key_tokens = torch.cat([(prompt_starts[:, None] + before) * is_before, row_tokens], 1)
-    R, T = row_tokens.shape
-    visible = torch.cat([is_before[:, None].expand(R, T, -1), (own <= own[:, None]).expand(R, T, T)], 2)[:, None]
-    positions = (shared[:, None] + own)[is_own][None]
-    ids = torch.tensor([[token for row in rows for token in row]], device=device)
-    return ids, Packed(positions, row_tokens, key_tokens, visible, places=is_own.flatten().nonzero()[:, 0])
+    first = sum(map(len, prompts))  # the first token of the answers
+    prompt_tokens, is_prompt = _laid_out([len(row) for row in prompts], 0, device)  # [P, S]
+    own_tokens, is_own = _laid_out([len(row) for row in answers], first, device)  # [B, T]
+    (B, T), before = own_tokens.shape, is_prompt[prompt_of]  # [B, S]
+    seen = torch.cat([prompt_tokens[prompt_of], own_tokens], 1)
+    own = torch.ones(T, T, dtype=torch.bool, device=device).tril().expand(B, T, T)
+    visible = torch.cat([before[:, None].expand(B, T, -1), own], 2)[:, None]  # [B, 1, T, S + T]
+    at = torch.arange(max(prompt_tokens.shape[1], T), device=device)
+    goes_on_at = is_prompt.sum(1)[prompt_of, None]  # [B, 1]
+    positions = torch.cat([at[: is_prompt.shape[1]].expand_as(is_prompt)[is_prompt], (goes_on_at + at[:T])[is_own]])
+    ids = torch.tensor([[token for row in (*prompts, *answers) for token in row]], device=device)
+    places = torch.cat([is_prompt.flatten(), is_own.flatten()]).nonzero()[:, 0]
+    return ids, Packed(positions[None], prompt_tokens, own_tokens, seen, visible, places)
+
+
+def _laid_out(lengths: list[int], first: int, device) -> tuple[Tensor, Tensor]:
+    """Rows of these lengths, their tokens numbered from `first` on: (numbers, 0 as filler, and which are tokens)."""
+    lengths = torch.tensor(lengths, device=device)[:, None]  # [B, 1]
+    is_token = torch.arange(int(lengths.max()), device=device) < lengths  # [B, T]
+    numbers = torch.zeros(is_token.shape, dtype=torch.long, device=device)
+    numbers[is_token] = torch.arange(first, first + int(lengths.sum()), device=device)
+    return numbers, is_token
 
 
 def plan(groups: list[int], lengths: list[int], budget: int) -> list[list[int]]:

@@ -229,9 +229,19 @@ class Cache:
         return Cache(self.keys.index_select(1, rows), self.values.index_select(1, rows), self.lengths[rows])
 
     def put(self, rows: Tensor, other: Cache) -> None:
-        """Write the rows of `other`, a cache of as many slots, back to these rows: the inverse of `take`."""
-        self.keys[:, rows], self.values[:, rows] = other.keys, other.values
+        """Write the rows of `other` to these rows: the inverse of `take`."""
+        slots = other.keys.shape[3]
+        self.reserve(slots)
+        self.keys[:, rows, :, :slots], self.values[:, rows, :, :slots] = other.keys, other.values
         self.lengths[rows] = other.lengths
+
+    def reserve(self, slots: int) -> None:
+        """Room for at least so many tokens in each row. Few rows are long, and `take` copies every slot that there is:
+        so a cache begins small and grows by a quarter."""
+        have = self.keys.shape[3]
+        if slots > have:
+            more = max(slots - have, have // 4)
+            self.keys, self.values = (F.pad(tensor, (0, 0, 0, more)) for tensor in (self.keys, self.values))
 
     def next_positions(self, T: int) -> Tensor:
         """Where the next T tokens of each row belong: [B, T]."""
@@ -266,17 +276,18 @@ class CachedLayer:
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows laid end to end, N tokens without padding, and what each of them attends to; `logprob.pack` makes it.
+    """Prompts and answers laid end to end, N tokens without padding; `logprob.pack` makes it.
 
-    A token sees its own row up to itself and, before that, all of the row's prompt. The prompt is a row too, and run
-    once for all that continue it. Only attention knows of rows; the rest of the model works on single tokens.
+    A token sees its own row up to itself and, if the row is an answer, all of its prompt before that. A prompt is run
+    once for all answers to it. Only attention knows of rows; the rest of the model works on single tokens.
     """
 
     positions: Tensor  # [1, N] of each token, counted from the beginning of its prompt
-    row_tokens: Tensor  # [B, T] which of the N tokens each row holds; 0 as filler
-    key_tokens: Tensor  # [B, S] which of them it may see: its prompt's, then its own
-    visible: Tensor  # [B, 1, T, S] which of these each token of the row does see
-    places: Tensor  # [N] where in row_tokens.flatten() each of the N tokens is
+    prompts: Tensor  # [P, S] which of the N tokens each prompt holds; 0 as filler
+    answers: Tensor  # [B, T] which of them each answer holds
+    seen: Tensor  # [B, S + T] which of them an answer may see: its prompt's, then its own
+    visible: Tensor  # [B, 1, T, S + T] which of these each token of the answer does see
+    places: Tensor  # [N] where in the prompts, then the answers, laid out with their filler, each of the N tokens is
 
     def context(self, dtype: torch.dtype) -> PackedRows:
         return PackedRows(self, additive(self.visible, dtype))
@@ -284,21 +295,28 @@ class Packed:
 
 @dataclass(frozen=True)
 class PackedRows:
-    """The context of packed rows, the same in every layer: tokens are unfolded to rows, attend, and are folded back."""
+    """The context of packed rows, the same in every layer: tokens are unfolded to rows, attend, and are folded back.
+
+    Two calls of attention, because the rows of one call are all as long as the longest: a prompt may hold the schema of
+    a tool, and an answer a few tokens.
+    """
 
     packed: Packed
-    mask: Tensor  # [B, 1, T, S]
+    mask: Tensor  # [B, 1, T, S + T]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """[1, N, H, D] and two of [1, N, K, D] -> [1, N, H, D]."""
-        rows, keys = self.packed.row_tokens, self.packed.key_tokens
-        q, k, v = (
-            # An embedding, not k[keys]: a prompt's token gets gradients from many rows, and an index's backward adds
-            # them in no fixed order on CUDA.
-            F.embedding(tokens, heads[0].flatten(1)).unflatten(-1, heads.shape[2:])
-            for heads, tokens in ((q, rows), (k, keys), (v, keys))
-        )
-        return attend(q, k, v, self.mask).flatten(0, 1)[self.packed.places][None]
+        p = self.packed
+        of_prompts = attend(unfold(q, p.prompts), unfold(k, p.prompts), unfold(v, p.prompts), None)
+        of_answers = attend(unfold(q, p.answers), unfold(k, p.seen), unfold(v, p.seen), self.mask)
+        return torch.cat([of_prompts.flatten(0, 1), of_answers.flatten(0, 1)])[p.places][None]
+
+
+def unfold(heads: Tensor, tokens: Tensor) -> Tensor:
+    """Rows of the packed tokens: heads [1, N, H, D] and tokens [B, T] -> [B, T, H, D]."""
+    # An embedding, not heads[0][tokens]: a prompt's token gets gradients from many rows, and an index's backward adds
+    # them in no fixed order on CUDA.
+    return F.embedding(tokens, heads[0].flatten(1)).unflatten(-1, heads.shape[2:])
 
 
 Context = OwnRow | CachedLayer | PackedRows

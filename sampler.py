@@ -165,9 +165,8 @@ def decode(model: Qwen3, all_rows: list[Row], group_size: int, uniforms: Tensor,
     at_a_time = min(setting.sampling.max_rows or len(waiting), len(waiting))
     if at_a_time > group_size:
         at_a_time -= at_a_time % group_size  # whole groups begin together, and share their prefill
-    slots = max(len(row.prompt_ids) for row in waiting) + limit + 1  # one more than any row uses: see `run_on`
     rows = [waiting.popleft() for _ in range(at_a_time)]
-    hidden, cache = prefill(model, rows, slots, setting)
+    hidden, cache = prefill(model, rows, setting)
     while rows:
         rows, hidden, cache = reseat(model, rows, waiting, hidden, cache, group_size, setting)  # 1.
         for row in rows:  # 2.
@@ -193,7 +192,7 @@ def decode(model: Qwen3, all_rows: list[Row], group_size: int, uniforms: Tensor,
                     row.stop = "length"
 
 
-def prefill(model: Qwen3, rows: list[Row], slots: int, setting: Setting) -> tuple[Tensor, Cache]:
+def prefill(model: Qwen3, rows: list[Row], setting: Setting) -> tuple[Tensor, Cache]:
     """Run each distinct prompt once and fan its cache out to the rows that share it: hidden [B, C] at its end.
 
     In forced mode the rows also begin with their call.
@@ -203,8 +202,8 @@ def prefill(model: Qwen3, rows: list[Row], slots: int, setting: Setting) -> tupl
     prompts = [row.prompt_ids for row in first_row.values()]
     place = {key: i for i, key in enumerate(first_row)}
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    cache = model.new_cache(len(prompts), slots)
     ids = pad(prompts, device)  # [P, T]
+    cache = model.new_cache(*ids.shape)
     hidden = model(ids, cache)[torch.arange(len(prompts), device=device), lengths - 1]  # [P, C]
     cache.lengths = lengths
     fan_out = torch.tensor([place[id(row.prompt_ids)] for row in rows], device=device)
@@ -234,7 +233,7 @@ def reseat(
     free = free[: min(len(free), len(waiting)) // block * block]
     newcomers = [waiting.popleft() for _ in free]
     index = torch.tensor(free, device=hidden.device)
-    hidden[index], part = prefill(model, newcomers, cache.keys.shape[3], setting)
+    hidden[index], part = prefill(model, newcomers, setting)
     cache.put(index, part)
     seated = dict(zip(free, newcomers, strict=True))
     return [seated.get(i, row) for i, row in enumerate(rows)], hidden, cache
@@ -264,15 +263,14 @@ def catch_up(model: Qwen3, cache: Cache, rows: list[Row], hidden: Tensor) -> Non
 def run_on(model: Qwen3, cache: Cache, unread: list[list[int]]) -> Tensor:
     """Run the model on further ids of each row of the cache, any number of them: hidden [B, C] after each row's last.
 
-    Rows are padded on the right, as `Cache` describes. At the end of the cache the padding goes to the last slot, which
-    no row uses.
+    Rows are padded on the right, as `Cache` describes.
     """
     device = cache.lengths.device
     ids = pad(unread, device)  # [B, T]
     counts = torch.tensor([len(row) for row in unread], device=device)
-    positions = cache.lengths[:, None] + torch.arange(ids.shape[1], device=device)
     lengths = cache.lengths + counts
-    hidden = model(ids, cache, positions.clamp(max=cache.keys.shape[3] - 1))
+    cache.reserve(int(cache.lengths.max()) + ids.shape[1])
+    hidden = model(ids, cache)
     cache.lengths = lengths
     return hidden[torch.arange(len(unread), device=device), (counts - 1).clamp(min=0)]
 

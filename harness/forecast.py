@@ -63,9 +63,9 @@ class Batch:
 
     @property
     def slots(self) -> tuple[int, int, int]:
-        """Padded queries, padded keys, and pairs of them: the prompts are rows too."""
-        rows, T = self.rows + self.prompts, max(self.prompt, self.new)
-        return rows * T, rows * (self.prompt + T), rows * T * (self.prompt + T)
+        """Queries and keys of both calls of attention, prompts and answers, and the pairs that the latter's mask has."""
+        prompts, keys = self.prompts * self.prompt, self.prompt + self.new
+        return prompts + self.scored, prompts + self.rows * keys, self.scored * keys
 
 
 def saved_by_layer(c: Config, dtype: str, batch: Batch) -> int:

@@ -498,3 +498,20 @@ def test_rope_theta_is_read_in_both_spellings(spelling, tmp_path):
     raw |= {"rope_theta": 777.0} if spelling == "rope_theta" else {"rope_parameters": {"rope_theta": 777.0}}
     (tmp_path / "config.json").write_text(json.dumps(raw))
     assert model.load(tmp_path).config.rope_theta == 777.0
+
+
+@torch.no_grad()
+def test_a_cache_that_grows_forgets_nothing_and_takes_back_what_did_not_grow(qwen):
+    """Would catch keys lost in growing, and rows put back that see what another row has left in their place."""
+    ids = some_ids(qwen.config, rows=2, length=9)
+    cache = qwen.new_cache(2, 6)
+    qwen(ids[:, :6], cache)
+    part = cache.take(torch.tensor([1]))
+    cache.reserve(7)
+    qwen(ids[:, 6:7] + 1, cache)  # row 1 goes another way here, and is then put back to where it was
+    cache.put(torch.tensor([1]), part)
+    assert cache.lengths.tolist() == [7, 6] and cache.keys.shape[3] >= 7
+    cache.lengths = torch.tensor([6, 6])
+    cache.reserve(9)
+    out = qwen(ids[:, 6:], cache)
+    torch.testing.assert_close(out, qwen(ids)[:, 6:], atol=2e-5, rtol=0)
