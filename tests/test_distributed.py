@@ -282,3 +282,70 @@ def test_a_lost_rank_ends_all_and_costs_no_saved_step(options, tmp_path):
     assert done - 1 <= saved <= done
     call_main(train.main, *options, "--steps", saved + 1, "--out", out, "--resume")
     assert [row["step"] for row in log(out)] == list(range(1, saved + 2))
+
+
+# --- processes on one machine -----------------------------------------------------------------------------------
+
+
+def started(options, *words) -> subprocess.Popen:
+    command = [sys.executable, "train.py", *map(str, options), *map(str, words)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, env=environment(), text=True, **pipes)
+
+
+def workers_of(process) -> list[int]:
+    """The processes that rank 0 has started."""
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, waiting a minute for it."""
+    for _ in range(600):
+        if not Path(f"/proc/{pid}").exists() or "(zombie)" in Path(f"/proc/{pid}/status").read_text():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_two_processes_sample_what_one_would_and_learn_the_same(options, tmp_path):
+    """Catches numbers that depend on who samples a task, gradients that are not summed, and anything printed twice."""
+    for processes in (1, 2):
+        process = started(options, "--steps", 2, "--processes", processes, "--out", tmp_path / f"{processes}")
+        printed, errors = process.communicate()
+        assert process.returncode == 0, errors
+        assert printed.count("first prompt:") == 1 and printed.count("base against") == 1
+    one, two = ([json.loads(line) for line in (tmp_path / n / "rollouts.jsonl").open()] for n in ("1", "2"))
+    first = [[row[key] for key in ("ids", "advantage")] for row in one if row["step"] == 1]
+    assert first == [[row[key] for key in ("ids", "advantage")] for row in two if row["step"] == 1]
+    (alone, _), (together, _) = log(tmp_path / "1"), log(tmp_path / "2")
+    assert alone["updates"] == together["updates"] > 0
+    for name in ("loss", "grad_norm", "entropy", "ratio_mean"):
+        assert together[name] == pytest.approx(alone[name], rel=1e-3, abs=1e-5)
+    weights = [load_file(tmp_path / n / "step-000001" / "model.safetensors") for n in ("1", "2")]
+    assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-4) for name in weights[0])
+
+
+def test_an_error_of_all_processes_is_said_once(options, tmp_path):
+    """Catches a mistake of the user that each process reports."""
+    process = started(options, "--processes", 2, "--model", tmp_path / "nowhere", "--out", tmp_path / "run")
+    _, errors = process.communicate()
+    assert process.returncode == 2 and errors.count("error:") == 1 and "nowhere" in errors
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes in /proc")
+@pytest.mark.parametrize("lost", ["worker", "rank 0"])
+def test_a_lost_process_ends_the_other(options, tmp_path, lost):
+    """Catches a run that waits for ever, a process that nobody ends, and a loss without a word."""
+    out = tmp_path / "run"
+    process = started(options, "--steps", 1000, "--processes", 2, "--out", out)
+    while not (out / "step-000001").is_dir() and process.poll() is None:
+        time.sleep(0.02)
+    (worker,) = workers_of(process)
+    os.kill(worker if lost == "worker" else process.pid, signal.SIGKILL)
+    _, errors = process.communicate()
+    assert gone(worker)
+    if lost == "worker":
+        assert process.returncode == 1 and "another rank is gone" in errors
+    done = len(log(out))
+    call_main(train.main, *options, "--steps", done + 1, "--out", out, "--resume")
+    assert [row["step"] for row in log(out)] == list(range(1, done + 2))
