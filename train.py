@@ -207,7 +207,6 @@ def update(model: Qwen3, optimizer, rollouts: list[Rollout], advantages: Tensor,
     with torch.no_grad():
         old = [[logps_of(batch)[0] for batch, _ in batches] for batches in minibatches[1:]]
     for number, batches in enumerate(minibatches):
-        losses = []
         for i, (batch, share) in enumerate(batches):
             logps, entropies, sampled = logps_of(batch)  # [B, T] each
             old_logps = old[number - 1][i] if number else logps.detach()
@@ -216,14 +215,12 @@ def update(model: Qwen3, optimizer, rollouts: list[Rollout], advantages: Tensor,
             distributed.sum_gradients(model, now=i + 1 == len(batches))
             # share of the minibatch: how it is cut into micro-batches changes only a sum's order
             (loss * share).backward()
-            losses.append(loss.item())
             log.micro_batch(batch, share, loss, metrics, logps, entropies, sampled)
         if batches:
             norm = distributed.clip_gradients(model, config.max_grad_norm)
-            stop_at_divergence({"loss": sum(losses), "gradient norm": norm})
+            log.step(norm)  # Diverged, before the optimizer moves by numbers that are none
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            log.step(norm)
     return log.metrics()
 
 

@@ -63,7 +63,7 @@ class Batch:
 
     @property
     def slots(self) -> tuple[int, int, int]:
-        """Queries and keys of both calls of attention, prompts and answers, and the pairs that the latter's mask has."""
+        """Queries and keys of both calls of attention, prompts and answers, and the pairs in the latter's mask."""
         prompts, keys = self.prompts * self.prompt, self.prompt + self.new
         return prompts + self.scored, prompts + self.rows * keys, self.scored * keys
 

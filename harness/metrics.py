@@ -10,6 +10,7 @@ from torch import Tensor
 
 from data import Task
 from harness import distributed
+from harness.guard import stop_at_divergence
 from reward import Score
 from sampler import Rollout
 
@@ -64,10 +65,11 @@ class UpdateLog:
     """What is recorded of an update while it runs. It takes values and changes none."""
 
     def __init__(self, rollouts: list[Rollout]):
-        self._rollouts, self._records, self._norms = rollouts, [], []
+        self._rollouts, self._records, self._norms, self._losses = rollouts, [], [], []
 
     def micro_batch(self, batch: list[int], share: float, loss, metrics: dict, logps, entropies, sampled) -> None:
         """A micro-batch of these rollouts, `share` of its minibatch; one without weight leaves no record."""
+        self._losses.append(loss.item())
         if not share:
             return
         record = {name: float(value) for name, value in metrics.items()}
@@ -80,7 +82,10 @@ class UpdateLog:
         self._records.append(record)
 
     def step(self, norm: float) -> None:
-        """An optimizer step, and the norm of its gradient before clipping."""
+        """The norm of a minibatch's gradient before clipping; the optimizer steps next. Diverged if this or a loss is
+        not finite on any rank."""
+        stop_at_divergence({"loss": sum(self._losses), "gradient norm": norm})
+        self._losses = []
         self._norms.append(norm)
 
     def metrics(self) -> dict:
