@@ -362,7 +362,7 @@ def main(argv: list[str] | None = None) -> None:
     except ToolOutage as reason:
         sys.exit(f"stopped in an evaluation: {reason}; --resume goes on from the last checkpoint")
     except BudgetSpent as reason:
-        sys.exit(f"stopped: {reason}; with a higher --max-cost, --resume goes on from the last checkpoint")
+        sys.exit(f"stopped: {reason}; --resume goes on from the last checkpoint")
 
 
 if __name__ == "__main__":

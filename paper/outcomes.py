@@ -12,6 +12,7 @@ import base64
 import functools
 import hashlib
 import json
+import math
 import os
 import zlib
 from pathlib import Path
@@ -130,3 +131,12 @@ def curves(log: Path, width: int = 5) -> dict:
                     round(sum(part) / len(part), 3) if part else None for part in values
                 ]
     return found
+
+
+def without_nan(value):
+    """What is not defined, such as a correlation with what does not vary, as null: JSON has no word for NaN."""
+    if isinstance(value, dict):
+        return {key: without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -24,7 +24,7 @@ from harness.rundir import write_json
 from paper import comparisons, experiments, figures, tables
 from paper.comparisons import Policy
 from paper.experiments import ROUTED, Job
-from paper.outcomes import columns, item_set, key_of, load_result, outcomes
+from paper.outcomes import columns, item_set, key_of, load_result, outcomes, without_nan
 from paper.runs import ReproduceOptions, command, configuration, pending_runs, run_all, seeds_of
 
 Found = dict[Job, list[dict]]  # the results of each job, by seed
@@ -143,7 +143,7 @@ def write_tables(jobs: list[Job], options: ReproduceOptions) -> None:
             row = comparisons.policy_summary(policy, pool, columns_of["test"])
             summary["ablations"].setdefault(job.study, {})[job.name] = row
     summary["goals"] = tables.goals(summary)
-    write_json(out / "summary.json", summary)
+    write_json(out / "summary.json", without_nan(summary))
     (out / "tables.md").write_text(tables.markdown(summary), encoding="utf-8")
     print(f"written to {out / 'tables.md'} and summary.json")
     figures.draw(out, pool, ours, columns_of, languages, [result["curves"] for result in results])
