@@ -43,14 +43,10 @@ def evaluate(
     mode: str = "free",
     temperature: float = 1.0,
     seed: int = 0,
-    share: tuple[int, int] = (0, 1),
 ) -> list[Outcome]:
-    """One rollout of each task and its score, or of rank r's share of the tasks, (r, number of ranks).
-
-    The same seed means the same uniform numbers for any policy and any number of ranks.
-    """
+    """One rollout of each task and its score. The same seed means the same uniform numbers for any policy."""
     generator = torch.Generator().manual_seed(seed)
-    sampling = options.sampling(mode, temperature, share)
+    sampling = options.sampling(mode, temperature)
     rollouts = rollout(model, tokenizer, tasks, 1, translator, generator, sampling)
     return [(r, score(r, tokenizer, options.answer_format)) for r in rollouts]
 

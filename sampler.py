@@ -58,7 +58,6 @@ class Sampling:
     max_calls: int = 2  # per rollout
     max_rows: int | None = None  # decoded at a time; None: all
     workers: int = 0  # calls that run at a time, beside the decoding; 0: each is answered before the next token
-    share: tuple[int, int] = (0, 1)  # (r, n): of the tasks only each n-th from the r-th on, for rank r of n
     chat: Chat = Chat()
     prices: Prices = Prices()
 
@@ -81,21 +80,18 @@ def rollout(
     generator: torch.Generator,
     sampling: Sampling,
 ) -> list[Rollout]:
-    """`group_size` rollouts of each task of this rank's share, group after group.
+    """`group_size` rollouts of each task, group after group.
 
-    `generator` is a CPU generator and is advanced by one draw, whose size depends on nothing but the number of tasks,
-    `group_size` and `max_new_tokens`: a task has the same numbers, whichever rank samples it. Raises ValueError if a
-    forced call alone does not fit into `max_new_tokens`.
+    `generator` is a CPU generator and is advanced by one draw, of a size that depends on nothing but the number of
+    rollouts and `max_new_tokens`. Raises ValueError if a forced call alone does not fit into `max_new_tokens`.
     """
     if group_size < 1:
         raise ValueError(f"group_size must be at least 1, is {group_size}")
     if sampling.mode == "forced" and sampling.max_new_tokens <= (length := len(encode_call(tokenizer))):
         raise ValueError(f"max_new_tokens is {sampling.max_new_tokens}, a forced call alone has {length}")
     uniforms = torch.rand(len(tasks) * group_size, sampling.max_new_tokens, generator=generator, dtype=torch.float64)
-    rank, ranks = sampling.share
-    prompts = {place: encode_prompt(tasks[place], tokenizer, sampling.chat) for place in range(rank, len(tasks), ranks)}
-    members = range(group_size)
-    rows = [Row(p * group_size + member, tasks[p], ids) for p, ids in prompts.items() for member in members]
+    prompts = [encode_prompt(task, tokenizer, sampling.chat) for task in tasks]
+    rows = [Row(i, tasks[i // group_size], prompts[i // group_size]) for i in range(len(uniforms))]
     pool = ThreadPoolExecutor(sampling.workers) if sampling.workers else InLine()
     try:
         if rows:

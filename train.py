@@ -12,8 +12,8 @@ Each step follows the stages of the code base:
 
 At the end base and result are evaluated on the same items [8].
 
-Everything random follows from the seed and the step's number, so a run that was killed goes on with --resume to the
-same bits. Several processes (ranks) sample a share of the prompts each and run a share of the micro-batches
+Everything random follows from the seed, the step's number and the rank, so a run that was killed goes on with --resume
+to the same bits. Under torchrun each rank samples its share of the prompts and runs its share of the micro-batches
 (harness/distributed.py). All else is computed by every rank from the same rollouts.
 
 Left out: KL penalties, replay, asynchronous rollouts.
@@ -105,7 +105,6 @@ class Config(TrainingOptions):
     max_tool_errors: Neutral[Share] = 0.5  # the run stops if the engine fails in more than this share of the rollouts
     test_items: Neutral[Count] = 500  # test items in each group of languages, for the closing table
     log_rollouts: Neutral[Whole] = 8  # rollouts of each step kept in rollouts.jsonl
-    processes: Neutral[Whole] = 0  # on a CPU, processes that share the work; 0: two, if torch would use two threads
     dry_run: Neutral[bool] = False  # print configuration, first prompt, predicted memory and plan, and stop
 
     @property
@@ -168,20 +167,19 @@ def sample(model, tokenizer, tasks, translator, config: Config, step: int) -> tu
     policy = distributed.gathered(model, getattr(torch, config.dtype))
 
     def run(group_size: int, purpose: int, mode: str) -> list[Rollout]:
-        rng = generator(config.seed, step, purpose)
-        sampling = config.sampling(mode, config.temperature, distributed.place())
-        mine = rollout(policy, tokenizer, tasks, group_size, translator, rng, sampling)
-        return distributed.gather(mine, group_size)
+        rng = generator(config.seed, step, purpose, distributed.rank())
+        mine, sampling = distributed.share(tasks), config.sampling(mode, config.temperature)
+        return distributed.gather(rollout(policy, tokenizer, mine, group_size, translator, rng, sampling), group_size)
 
     with finite_states(policy):
         rollouts = run(config.group_size, 0, "free")
         return rollouts, run(config.probe_rollouts, 1, "forbidden") if config.confidence == "probe" else []
 
 
-def generator(seed: int, step: int, purpose: int) -> torch.Generator:
+def generator(seed: int, step: int, purpose: int, rank: int = 0) -> torch.Generator:
     """A random generator that depends on nothing but its arguments: this is what makes a run resumable."""
-    # a prime spreads the seeds; purposes are 0 (rollouts) and 1 (probes), with room for six more
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 8 + purpose)
+    # a prime spreads the seeds; purposes are 0 (rollouts) and 1 (probes), with room for six more; ranks lie above all
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 8 + purpose + (rank << 48))
 
 
 def cost_weight(task: Task, config: Config) -> float:
@@ -237,7 +235,7 @@ def split(rollouts: list[Rollout], advantages: Tensor, config: Config) -> list[l
         members = range(first, min(first + size, len(rollouts)))
         rows = [i for i in members if advantages[i] != 0]
         lengths = [len(rollouts[i].prompt_ids) + len(rollouts[i].ids) for i in rows]
-        planned = plan([i // config.group_size for i in rows], lengths, distributed.budget(config.micro_tokens))
+        planned = plan([i // config.group_size for i in rows], lengths, config.micro_tokens)
         mine = distributed.deal([[rows[i] for i in batch] for batch in planned])
         minibatches.append([(batch or [0], len(batch) / len(members)) for batch in mine])
     return minibatches
@@ -326,7 +324,7 @@ def outcomes(policy, tokenizer, tasks, translator, config: Config) -> list:
     """Each task's rollout and score, every rank having evaluated its share. ToolOutage, as in training: else a
     validation without a working tool could choose `best/`."""
     with finite_states(policy):
-        mine = evaluate(policy, tokenizer, tasks, translator, config, share=distributed.place())  # [8]
+        mine = evaluate(policy, tokenizer, distributed.share(tasks), translator, config, seed=distributed.rank())  # [8]
     found = distributed.gather(mine)
     stop_at_outage([rollout for rollout, _ in found], config.max_tool_errors)
     return found
@@ -356,7 +354,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         with stoppable("no step was lost"):
             with clear_errors():
-                device = distributed.start(config.device, config.dtype, config.processes, argv)
+                device = distributed.start(config.device, config.dtype)
             with distributed.together(), locked(config.directory):
                 train(config, device)
     except ToolOutage as reason:

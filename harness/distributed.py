@@ -20,12 +20,8 @@ run ends with the first rank that does, and is resumed from its last checkpoint 
 import contextlib
 import itertools
 import os
-import shutil
-import subprocess
 import sys
-import tempfile
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -39,12 +35,10 @@ from model import Qwen3, assemble
 TIMEOUT = timedelta(minutes=30)  # for a rank that hangs; longer than one rank's rollouts may take beyond another's
 
 
-def start(device: str, dtype: str, processes: int = 1, argv: list[str] | None = None) -> str:
-    """Join the ranks, and return this rank's device ("cuda" becomes "cuda:3").
+def start(device: str, dtype: str) -> str:
+    """Join the ranks that torchrun started, and return this rank's device ("cuda" becomes "cuda:3").
 
-    Ranks are those that torchrun started. Without it, on a CPU in fp32, this process becomes rank 0 and starts the
-    others with the same command (see `processes`). Only rank 0 prints from here on; errors of torchrun's ranks are all
-    seen. ValueError if there is no such device.
+    Only rank 0 prints from here on; errors of all ranks are seen. ValueError if there is no such device.
     """
     is_cuda = device.startswith("cuda")
     if is_cuda and not torch.cuda.is_available():
@@ -56,39 +50,9 @@ def start(device: str, dtype: str, processes: int = 1, argv: list[str] | None = 
             torch.cuda.set_device(device)
         alone = {} if launched else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
         dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo", timeout=TIMEOUT, **alone)
-    elif not is_cuda:
-        start_on_this_machine(processes or min(2, torch.get_num_threads()), sys.argv[1:] if argv is None else argv)
-    if rank() > 0:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+        if rank() > 0:
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")
     return device
-
-
-STARTED = "TRANSLATE_R1_RANK"  # environment of a process that rank 0 has started: meeting place, rank, number of ranks
-others = []  # the processes that this one has started, each with the file of its errors
-
-
-def start_on_this_machine(processes: int, words: list[str]) -> None:
-    """Become one of `processes` ranks: the tensors of a small model are too small for threads, but not for processes.
-
-    Each rank holds the whole model, and gradients are summed.
-    """
-    if STARTED in os.environ:
-        meeting_place, number, processes = os.environ[STARTED].rsplit(",", 2)
-    elif processes == 1:
-        return
-    else:
-        meeting_place, number = os.path.join(tempfile.mkdtemp(prefix="translate-r1-"), "store"), 0
-        threads = max(1, torch.get_num_threads() // processes)
-        for other in range(1, processes):
-            errors = f"{meeting_place}.errors-{other}"
-            variables = {**os.environ, STARTED: f"{meeting_place},{other},{processes}", "OMP_NUM_THREADS": str(threads)}
-            command = [sys.executable, str(Path(__file__).parent.parent / "train.py"), *words]
-            with open(errors, "w", encoding="utf-8") as file:
-                others.append((subprocess.Popen(command, env=variables, stderr=file), errors))
-        torch.set_num_threads(threads)
-    store = dist.FileStore(meeting_place, int(processes))
-    store.set_timeout(timedelta(minutes=2))  # for a process that never gets here
-    dist.init_process_group("gloo", store=store, rank=int(number), world_size=int(processes), timeout=TIMEOUT)
 
 
 @contextlib.contextmanager
@@ -107,17 +71,10 @@ def together():
             file=sys.stderr,
             flush=True,
         )
-        for process, errors in others:
-            process.kill()
-            print(Path(errors).read_text(encoding="utf-8")[-2000:], file=sys.stderr, flush=True)
         os._exit(1)  # leaving the group in order would wait for the lost rank
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-        for process, errors in others:
-            process.wait()
-            shutil.rmtree(Path(errors).parent, ignore_errors=True)
-        others.clear()
 
 
 def rank() -> int:
@@ -130,11 +87,6 @@ def world() -> int:
 
 
 # --- work -------------------------------------------------------------------------------------------------------
-
-
-def place() -> tuple[int, int]:
-    """(this rank, number of ranks)."""
-    return rank(), world()
 
 
 def share(items: list) -> list:
@@ -162,11 +114,6 @@ def deal(batches: list[list]) -> list[list]:
     return share(batches + [[]] * (-len(batches) % world()))
 
 
-def budget(micro_tokens: int) -> int:
-    """Tokens of a micro-batch: processes on one machine share what one would have, so that each has something to do."""
-    return max(1, micro_tokens // world()) if others or STARTED in os.environ else micro_tokens
-
-
 def any_rank(flag):
     """The flag of the first rank on which it is true, else this rank's own: a decision that all ranks take alike."""
     return next(filter(None, gather([flag])), flag)
@@ -186,9 +133,9 @@ def shard(model: Qwen3, dtype: torch.dtype) -> Qwen3:
     The embedding, the last norm and the head stay whole until the backward is over, because the loss reads the head's
     weight after the forward. Gradients are summed, not averaged: the loss is weighted by shares of the whole batch.
     """
+    if not dist.is_initialized():
+        return model
     weight = model.embed_tokens.weight
-    if not dist.is_initialized() or (weight.is_cpu and dtype == torch.float32):
-        return model  # alone, or each rank with the whole of it
     mesh = init_device_mesh(weight.device.type, (world(),))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=weight.dtype)
     for module in (*model.layers, model):
@@ -205,14 +152,7 @@ def sum_gradients(model: Qwen3, now: bool) -> None:
 
 
 def clip_gradients(model: Qwen3, max_norm: float) -> float:
-    """Scale the gradients down to this norm, over all ranks; returns the norm before. Sums them first, where each rank
-    has the whole model."""
-    if world() > 1 and not isinstance(model, FSDPModule):
-        gradients = [parameter.grad for parameter in model.parameters()]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)  # one message: a small model has many small tensors
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+    """Scale the gradients down to this norm, over all ranks; returns the norm before."""
     return float(_full(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)))
 
 

@@ -134,14 +134,13 @@ class Options:
             require("=" in pair, f"--fields {self.fields}: ours=theirs was expected, found {pair!r}")
         return {ours.strip(): theirs.strip() for ours, _, theirs in (pair.partition("=") for pair in pairs)}
 
-    def sampling(self, mode: str = "free", temperature: float = 1.0, share: tuple[int, int] = (0, 1)):
+    def sampling(self, mode: str = "free", temperature: float = 1.0):
         """How rollouts are sampled under these options: a `sampler.Sampling`."""
         from sampler import Sampling  # torch takes a second to import, and not every command needs it
 
         return Sampling(
             mode=mode,
             temperature=temperature,
-            share=share,
             max_new_tokens=self.max_new_tokens,
             max_calls=self.max_calls,
             max_rows=self.max_rows,

@@ -649,12 +649,3 @@ def test_the_prices_are_those_asked_for(puppet, tokenizer, tasks):
     puppet.script(tasks[0], BAD, PASSAGE, ANSWER)
     (r,) = roll(puppet, tokenizer, tasks[:1], prices=Prices(call=7.0, char=2.0), max_new_tokens=120)
     assert [(call.error, call.cost) for call in r.calls] == [("malformed", 7.0), (None, 7.0 + 2.0 * len("abc"))]
-
-
-def test_ranks_sample_their_shares_of_what_one_would_sample(puppet, tokenizer, tasks):
-    """Would catch uniform numbers that depend on how many processes share the tasks."""
-    whole = roll(puppet, tokenizer, tasks[:5], group_size=2)
-    shares = [roll(puppet, tokenizer, tasks[:5], group_size=2, share=(rank, 3)) for rank in range(3)]
-    assert [len(share) for share in shares] == [4, 4, 2]
-    for rank, share in enumerate(shares):
-        assert [r.ids for r in share] == [r.ids for i, r in enumerate(whole) if i // 2 % 3 == rank]
