@@ -31,18 +31,8 @@ from tqdm import tqdm
 import gspo
 from data import Task
 from eval import compare, evaluate, summary
-from harness import distributed
+from harness import distributed, guard
 from harness.forecast import dry_run, introduction
-from harness.guard import (
-    Diverged,
-    ToolOutage,
-    finite_states,
-    interrupts,
-    locked,
-    stop_at_divergence,
-    stop_at_outage,
-    stoppable,
-)
 from harness.metrics import UpdateLog, logged_rows, step_metrics
 from harness.options import (
     Amount,
@@ -129,7 +119,7 @@ def train_step(model, tokenizer, optimizer, tasks, translator, config: Config, s
     Raises ToolOutage before the policy has moved, Diverged before it moves by numbers that are not finite.
     """
     rollouts, probes = sample(model, tokenizer, tasks, translator, config, step)  # [4]
-    stop_at_outage(rollouts, config.max_tool_errors)
+    guard.stop_at_outage(rollouts, config.max_tool_errors)
     scores = [score(r, tokenizer, config.answer_format) for r in rollouts]  # [5]
 
     def grouped(values) -> Tensor:
@@ -151,8 +141,8 @@ def train_step(model, tokenizer, optimizer, tasks, translator, config: Config, s
 
     try:
         updated = update(model, optimizer, rollouts, advantages.flatten(), config, tokenizer.size)
-        stop_at_divergence(updated, model)
-    except Diverged as reason:
+        guard.stop_at_divergence(updated, model)
+    except guard.Diverged as reason:
         reason.rows = logged_rows(rollouts, scores, advantages.flatten(), step + 1, len(rollouts))
         raise
     metrics = step_metrics(tasks, rollouts, scores, kappa, gates, shaped, advantages)
@@ -171,7 +161,7 @@ def sample(model, tokenizer, tasks, translator, config: Config, step: int) -> tu
         mine, sampling = distributed.share(tasks), config.sampling(mode, config.temperature)
         return distributed.gather(rollout(policy, tokenizer, mine, group_size, translator, rng, sampling), group_size)
 
-    with finite_states(policy):
+    with guard.finite_states(policy):
         rollouts = run(config.group_size, 0, "free")
         return rollouts, run(config.probe_rollouts, 1, "forbidden") if config.confidence == "probe" else []
 
@@ -280,7 +270,7 @@ def train(config: Config, device: str) -> None:
 
     first, total = run.state["step"], config.steps
     progress = tqdm(range(first, total), initial=first, total=total, unit="step", disable=not run.is_writer)
-    with interrupts() as asked_to_stop, run.until_divergence(), progress:
+    with guard.interrupts() as asked_to_stop, run.until_divergence(), progress:
         for step in progress:
             clock, done = time.perf_counter(), step + 1
             for group in optimizer.param_groups:
@@ -288,7 +278,7 @@ def train(config: Config, device: str) -> None:
             tasks = draw_tasks(step, config.prompts)
             try:
                 metrics, logged = train_step(model, tokenizer, optimizer, tasks, translator, config, step)
-            except ToolOutage as reason:
+            except guard.ToolOutage as reason:
                 run.save_checkpoint(model, optimizer, base)
                 sys.exit(f"stopped before step {done}: {reason}; --resume goes on from there")
             if done % config.eval_every == 0 or done == total:
@@ -304,7 +294,7 @@ def train(config: Config, device: str) -> None:
                 progress.close()
                 print(f"stopped after step {done}; --resume with the same options goes on from there")
                 sys.exit(128 + stopped_by)
-    with stoppable(f"the run is complete; python eval.py --policy {base} --policy {run.path} makes the table"):
+    with guard.stoppable(f"the run is complete; python eval.py --policy {base} --policy {run.path} makes the table"):
         report(run, base, device, translator, config, started)
 
 
@@ -323,10 +313,10 @@ def validate(model, tokenizer, validation, translator, config: Config) -> dict:
 def outcomes(policy, tokenizer, tasks, translator, config: Config) -> list:
     """Each task's rollout and score, every rank having evaluated its share. ToolOutage, as in training: else a
     validation without a working tool could choose `best/`."""
-    with finite_states(policy):
+    with guard.finite_states(policy):
         mine = evaluate(policy, tokenizer, distributed.share(tasks), translator, config, seed=distributed.rank())  # [8]
     found = distributed.gather(mine)
-    stop_at_outage([rollout for rollout, _ in found], config.max_tool_errors)
+    guard.stop_at_outage([rollout for rollout, _ in found], config.max_tool_errors)
     return found
 
 
@@ -352,12 +342,12 @@ def main(argv: list[str] | None = None) -> None:
             print(dry_run(config))
         return
     try:
-        with stoppable("no step was lost"):
+        with guard.stoppable("no step was lost"):
             with clear_errors():
                 device = distributed.start(config.device, config.dtype)
-            with distributed.together(), locked(config.directory):
+            with distributed.together(), guard.locked(config.directory):
                 train(config, device)
-    except ToolOutage as reason:
+    except guard.ToolOutage as reason:
         sys.exit(f"stopped in an evaluation: {reason}; --resume goes on from the last checkpoint")
     except BudgetSpent as reason:
         sys.exit(f"stopped: {reason}; --resume goes on from the last checkpoint")
