@@ -208,6 +208,9 @@ class OwnRow:
         return attend(q, k, v, None)
 
 
+GROWTH = 16  # slots by which a cache grows: few enough to waste no memory, enough that copying it is rare
+
+
 @dataclass
 class Cache:
     """Keys and values of every row, and how many tokens each row holds. Passed in openly, and written in place.
@@ -237,11 +240,12 @@ class Cache:
 
     def reserve(self, slots: int) -> None:
         """Room for at least so many tokens in each row. Few rows are long, and `take` copies every slot that there is:
-        so a cache begins small and grows by a quarter."""
+        so a cache begins small and grows by `GROWTH` slots at a time."""
         have = self.keys.shape[3]
         if slots > have:
-            more = max(slots - have, have // 4)
-            self.keys, self.values = (F.pad(tensor, (0, 0, 0, more)) for tensor in (self.keys, self.values))
+            more = max(slots - have, GROWTH)
+            self.keys = F.pad(self.keys, (0, 0, 0, more))  # one after the other: no two copies of both at a time
+            self.values = F.pad(self.values, (0, 0, 0, more))
 
     def next_positions(self, T: int) -> Tensor:
         """Where the next T tokens of each row belong: [B, T]."""

@@ -17,7 +17,7 @@ from data import Task, encode_prompt, load_tokenizer
 from harness.rundir import policy_directory
 from harness.tasks import training_tasks
 from logprob import CHUNK_BYTES
-from model import Config, read_config
+from model import GROWTH, Config, read_config
 
 SIZE = {"float64": 8, "float32": 4, "bfloat16": 2}
 
@@ -132,7 +132,7 @@ def rollouts(c: Config, rows: int, group: int, prompt: int, new: int, dtype: str
     e, (layer, ends) = SIZE[dtype], parameters(c)
     total = c.num_hidden_layers * layer + ends
     is_split = ranks > 1 or dtype != "float32"
-    slots = prompt + new + 1
+    slots = prompt + new + GROWTH  # it may have grown at the last token
     queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     prompts = -(-rows // group)
     cache = 2 * c.num_hidden_layers * keys * e * rows * slots
