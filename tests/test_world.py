@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paper.pretrain import document
+from tiny import languages as tiny_languages
 from tiny import world
 from tiny.languages import CATEGORY, WORLD, LexiconTranslator, languages
 from tiny.world import items, render, tasks
@@ -91,6 +92,23 @@ def test_word_orders_vary():
     assert {WORLD[code].modifiers_last for code in FOREIGN} == {True, False}
     for tier in ("high", "low", "xlow"):
         assert len({WORLD[code].statement for code in languages(tier)}) >= 2
+
+
+@pytest.mark.parametrize("code, script", [("low-01", None), ("xlow-03", "cyrillic")])
+def test_a_new_concept_changes_no_other_word_and_no_order(monkeypatch, code, script):
+    """Catches one random stream for a whole language: a fork that adds a word would speak another one."""
+    before = WORLD[code]
+    monkeypatch.setitem(tiny_languages.CATEGORY, "rides-on", "verb")
+    after = tiny_languages._make_language(code, before.tier, before.split, before.exposure, script)
+    assert after.lexicon.pop("rides-on") not in before.lexicon.values()
+    assert after == before
+
+
+def test_a_new_domain_changes_no_item_of_the_others(monkeypatch):
+    """Catches one random stream for all domains: a fork that adds one would train and test on other items."""
+    monkeypatch.setitem(world._MAKE, "echo", world._instructions)
+    found = items("train", 120, "tests", (*world.DOMAINS, "echo"))
+    assert [item for item in found if item.domain != "echo"] == ITEMS[:100]
 
 
 def test_digits_and_names_are_the_same_in_all_languages():
@@ -257,9 +275,25 @@ def test_a_text_always_gets_the_same_translation():
     assert once == again[::-1]
 
 
-@pytest.mark.parametrize("noise", [-0.1, 1.1, float("nan")])
+def test_the_translator_is_as_good_as_the_tier():
+    """Catches a noise by tier that is read for the wrong language, or that makes English wrong by itself."""
+    translator = LexiconTranslator({"high": 0.0, "low": 0.2, "xlow": 1.0, "synthetic": 1.0})
+    for source, target, noise in (
+        ("high-01", "en", 0.0),
+        ("low-01", "en", 0.2),
+        ("en", "low-01", 0.2),
+        ("xlow-01", "en", 1.0),
+        ("high-01", "xlow-01", 1.0),
+        ("synthetic-02", "low-01", 1.0),
+        ("en", "en", 0.0),
+    ):
+        texts = [render(item, source).question for item in ITEMS[:40]]
+        assert translator.translate(texts, source, target) == LexiconTranslator(noise).translate(texts, source, target)
+
+
+@pytest.mark.parametrize("noise", [-0.1, 1.1, float("nan"), {"high": 0.1}, {}])
 def test_a_noise_that_is_no_share_is_an_error(noise):
-    """Catches a percentage given as 5 instead of 0.05."""
+    """Catches a percentage given as 5 instead of 0.05, and a tier that is left out."""
     with pytest.raises(ValueError, match="noise"):
         LexiconTranslator(noise)
 

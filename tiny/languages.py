@@ -9,6 +9,7 @@ object, in an order that the language chooses.
 """
 
 import random
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
@@ -43,6 +44,9 @@ VERBS = {c for category in ("gain", "loss", "comparative", "verb") for c in CONC
 
 
 NOUNS = [c for category in ("countable", "object", "place", "animal", "thing") for c in CONCEPTS[category]]
+
+
+TIERS = ("high", "low", "xlow", "synthetic")
 
 
 Sentence = dict[str, tuple[str, ...]]  # role (Q question word, S subject, V verb, O object) -> concepts
@@ -108,7 +112,7 @@ class Language:
                 subject, rest = (side[:1], side[1:]) if roles == "SO" else (side[-1:], side[:-1])
                 sentence |= {"S": tuple(subject), "O": tuple(rest)}
             elif side:
-                sentence[roles or "O"] = tuple(side)
+                sentence[roles or "O"] = sentence.get(roles or "O", ()) + tuple(side)
         if self.modifiers_last and "O" in sentence:
             sentence["O"] = _swap_number(sentence["O"], 1)
         return sentence
@@ -137,23 +141,35 @@ SCRIPTS = {  # latin consonants and vowels -> the letters of another script
 
 
 def _make_language(code: str, tier: str, split: str, exposure: float, script: str | None) -> Language:
-    """A language from its code alone: sounds, syllable shape, a word for each concept, an order."""
-    rng = random.Random(f"language {code}")
+    """A language from its code alone: sounds, syllable shape, a word for each concept, an order.
+
+    Each part has a random stream of its own. So a new concept leaves every order and all other words as they are, but
+    for those that come later in `CONCEPTS` and would have been the same as its own.
+    """
+
+    def stream(part: str) -> random.Random:
+        return random.Random(f"language {code} {part}")
+
+    rng = stream("sounds")
     consonants, vowels = rng.sample("bdfghjklmnprstvz", 9), rng.sample("aeiouy", rng.choice([3, 4, 5]))
     coda = rng.choice(["", "", *consonants[:2]])  # some languages close their syllables
-    taken = {word for phrase in CATEGORY for word in phrase.split("-")}
-    lexicon = {}
-    for concept in CATEGORY:
-        word = None
-        while word is None or word in taken:
+
+    def words(rng: random.Random) -> Iterator[str]:
+        while True:
             syllables = rng.choices([1, 2, 3], [1, 6, 2])[0]
             word = "".join(
                 rng.choice(consonants) + rng.choice(vowels) + (coda if rng.random() < 0.4 else "")
                 for _ in range(syllables)
             )
-            word += rng.choice(consonants) if syllables == 1 else ""
+            yield word + (rng.choice(consonants) if syllables == 1 else "")
+
+    taken = {word for phrase in CATEGORY for word in phrase.split("-")}
+    lexicon = {}
+    for concept in CATEGORY:
+        word = next(word for word in words(stream(concept)) if word not in taken)
         taken.add(word)
         lexicon[concept] = word.translate(SCRIPTS[script]) if script else word
+    rng = stream("order")
     statement = "".join(rng.choice(list(permutations("SVO"))))
     question = rng.choice(["Q" + statement, statement + "Q"])
     return Language(code, tier, split, exposure, statement, question, rng.random() < 0.5, lexicon)
@@ -201,16 +217,19 @@ def stray_languages(count: int) -> list[Language]:
 class LexiconTranslator:
     """A translator (`tools.Translator`) between any two languages of the world, by its lexicon and word order.
 
-    `noise` is the share of words that come out as another word of the same kind. Which ones follows from the text
-    alone, so the same text always has the same translation, as a cache would have it.
+    `noise` is the share of words that come out as another word of the same kind: one number for all languages, or one
+    for each tier. Of two languages the harder one counts. Which words go wrong follows from the text alone, so the same
+    text always has the same translation, as a cache would have it.
     """
 
     name = "lexicon"
 
-    def __init__(self, noise: float = 0.0):
-        if not 0 <= noise <= 1:
-            raise ValueError(f"tool noise is a share of words, between 0 and 1, not {noise}")
-        self.noise = noise
+    def __init__(self, noise: float | Mapping[str, float] = 0.0):
+        self._noise = dict(noise) if isinstance(noise, Mapping) else dict.fromkeys(TIERS, noise)
+        if set(self._noise) != set(TIERS) or not all(0 <= share <= 1 for share in self._noise.values()):
+            raise ValueError(
+                f"tool noise is a share of words, between 0 and 1, for each of {', '.join(TIERS)}: {noise}"
+            )
 
     def translate(self, texts: list[str], source: str, target: str = "en") -> list[str]:
         """Translations in order. ValueError for a language that this world does not have."""
@@ -221,16 +240,19 @@ class LexiconTranslator:
 
     def _translate(self, text: str, source: str, target: str) -> str:
         sentences = WORLD[source].read(text)
-        if self.noise:
-            rng = random.Random(f"noise {self.noise} {source} {target} {text}")
+        noise = max(self._noise.get(WORLD[code].tier, 0.0) for code in (source, target))  # English itself has none
+        if noise:
+            rng = random.Random(f"noise {noise} {source} {target} {text}")
             sentences = [
-                {role: tuple(self._disturb(concept, rng) for concept in phrase) for role, phrase in sentence.items()}
+                {role: tuple(_disturb(concept, noise, rng) for concept in phrase) for role, phrase in sentence.items()}
                 for sentence in sentences
             ]
         return WORLD[target].write(sentences)
 
-    def _disturb(self, concept: str, rng: random.Random) -> str:
-        category = CONCEPTS.get(CATEGORY.get(concept), [])
-        if rng.random() >= self.noise or len(category) < 2:
-            return concept
-        return rng.choice([other for other in category if other != concept])
+
+def _disturb(concept: str, noise: float, rng: random.Random) -> str:
+    """The concept or, with probability `noise`, another one of its kind."""
+    category = CONCEPTS.get(CATEGORY.get(concept), [])
+    if rng.random() >= noise or len(category) < 2:
+        return concept
+    return rng.choice([other for other in category if other != concept])

@@ -29,12 +29,6 @@ FACTS = {
 FACTS = [(q, v, *pair.split(":")) for (q, v), pairs in FACTS.items() for pair in pairs.split()]
 
 
-# --- languages --------------------------------------------------------------------------------------------------
-
-
-# --- items ------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Item:
     """A task before it has a language."""
@@ -149,13 +143,15 @@ _MAKE = {
 
 def items(split: str, count: int, seed, domains: tuple[str, ...] = DOMAINS) -> list[Item]:
     """`count` different items of train, validation or test; the domains take turns, two in five items are hard.
+    Each domain has a random stream of its own, so a new one leaves the items of the others as they are.
 
     Raises ValueError if the split has not that many of some kind: a few thousand are always there.
     """
-    rng = random.Random(f"items {split} {seed}")
+    streams = {domain: random.Random(f"items {split} {seed} {domain}") for domain in domains}
     found = {}
     while len(found) < count:
         domain = domains[len(found) % len(domains)]
+        rng = streams[domain]
         hard = rng.random() < 0.4
         for _ in range(2000):
             sentences, answer = _MAKE[domain](rng, hard)
@@ -190,6 +186,3 @@ def tasks(split: str, codes: list[str], count: int, seed) -> list[Task]:
     language meets every domain, and the items are the same for any list of languages."""
     rounds = [(i // len(DOMAINS)) % len(codes) for i in range(count)]
     return [render(item, codes[i]) for item, i in zip(items(split, count, seed), rounds, strict=True)]
-
-
-# --- the translator ---------------------------------------------------------------------------------------------
