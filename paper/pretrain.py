@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
 from tqdm import tqdm
 
 from data import Chat, encode_prompt, encode_tool_turn, load_tokenizer
@@ -149,12 +150,42 @@ def initialise(model: Qwen3, seed: int) -> None:
                 parameter.data.zero_()
 
 
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrices are made orthogonal before they are added (Jordan et al. 2024), as in torch.optim.Muon.
+
+    That one iterates in bf16, which a CPU without bf16 units emulates: 1.2 s of a step of 1.7 s. In fp32 it is 0.07 s.
+    """
+
+    def __init__(self, matrices, lr: float, weight_decay: float, momentum: float = 0.95):
+        super().__init__(matrices, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                buffer = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
+                buffer.lerp_(matrix.grad, 1 - group["momentum"])
+                update = orthogonal(matrix.grad.lerp(buffer, group["momentum"]))  # Nesterov's
+                rate = group["lr"] * max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5
+                matrix.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """About U V^T of the matrix's singular value decomposition, by five quintic steps of Newton and Schulz."""
+    X = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    X = X / X.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = X @ X.T
+        X = 3.4445 * X + (-4.7750 * gram + 2.0315 * gram @ gram) @ X
+    return X.T if matrix.shape[0] > matrix.shape[1] else X
+
+
 def pretrain(model: Qwen3, stream, steps: int, description: str, cooldown: float) -> None:
-    """Muon on the matrices (Jordan et al. 2024), AdamW on the embedding and the norms; linear decay over `cooldown`."""
+    """Muon on the matrices, AdamW on the embedding and the norms; linear decay over `cooldown`."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     optimizers = [
-        torch.optim.Muon(matrices, lr=0.02, weight_decay=0.01),
+        Muon(matrices, lr=0.02, weight_decay=0.01),
         torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
@@ -180,7 +211,7 @@ def accept(directory, count: int, price: float | None = None) -> None:
     """Print what the base model must show: accuracy without and with the tool, and the tool rate, tier by tier."""
     model, tokenizer = load_policy(directory)
     options = Options()
-    translator = LexiconTranslator(options.tool_noise)
+    translator = LexiconTranslator(options.noise)
     groups = {"english": ["en"], **{tier: languages(tier) for tier in ("high", "low", "xlow", "synthetic")}}
     stated = "" if price is None else f", price {price:g} in the prompt"
     print(f"{count} validation items per tier, temperature 1, tool noise {options.tool_noise}{stated}")

@@ -83,3 +83,28 @@ def test_a_further_course_begins_with_the_base(tmp_path, monkeypatch, capsys, co
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert (tmp_path / "tokenizer.json").read_bytes() == (pretrain.BASE / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8), (16, 16)])
+def test_muon_is_that_of_torch_but_for_the_precision(shape):
+    """Catches a wrong step, or a rate that does not follow the shape. Close, not equal: torch iterates in bf16."""
+    generator = torch.Generator().manual_seed(0)
+    mine, theirs = (torch.nn.Parameter(torch.ones(shape)) for _ in range(2))
+    optimizers = (
+        pretrain.Muon([mine], lr=0.02, weight_decay=0.1),
+        torch.optim.Muon([theirs], lr=0.02, weight_decay=0.1),
+    )
+    for _ in range(10):
+        gradient = torch.randn(shape, generator=generator)
+        for parameter, optimizer in zip((mine, theirs), optimizers, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    moved = (theirs - 1).norm()
+    assert (mine - theirs).norm() < 0.02 * moved
+
+
+def test_an_orthogonal_matrix_has_singular_values_near_one():
+    """Catches an iteration that does not converge."""
+    matrix = torch.randn(12, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values = torch.linalg.svdvals(pretrain.orthogonal(matrix))
+    assert values.min() > 0.6 and values.max() < 1.3
