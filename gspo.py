@@ -1,7 +1,7 @@
 """[7] Confidence-gated GSPO: the algorithm, as pure functions from values to values.
 
     correct, used_tool -> confidence -> gate
-    cost, gate -> charge;   reward, charge -> shaped_reward -> group_advantages
+    cost, gate -> charge;   reward, charge -> shaped_reward -> shaped_advantages
     logps, old_logps -> log_ratio;   ratio, advantages -> gspo_loss
 
 For each prompt a group of G rollouts is sampled. A translation costs something only where the model is confident, that
@@ -27,6 +27,7 @@ from torch import Tensor
 ESTIMATORS = ("native", "group", "probe")
 GATES = ("threshold", "always", "never")
 PENALTIES = ("multiply", "subtract")
+FORMS = ("joint", "decoupled", "clipped")
 SCALES = ("group", "batch", "none")
 RATIOS = ("sequence", "token")
 MAX_CHARGE = 0.99  # with "multiply" a right answer keeps a hundredth of its reward: it stays above a wrong one
@@ -103,16 +104,6 @@ def group_advantages(reward: Tensor, scale: str = "group", valid: Tensor | None 
     scale "group" is the group's population standard deviation (GSPO and GRPO), "batch" that of all rewards, "none" 1.
     A group whose rewards are all equal gets exactly 0, decided by comparing rewards and not by a small standard
     deviation. Rollouts that are not `valid` [P, G] get 0 and count in no mean.
-
-    Note what "group" does: with seven right answers without the tool and one with it, lambda cancels. It acts only
-    through groups that also hold wrong answers.
-
-    >>> for cost_weight in (0.1, 0.8):
-    ...     h = charge(torch.tensor([[0.0] * 7 + [1.0]]), torch.ones(1), cost_weight)
-    ...     A = group_advantages(shaped_reward(torch.ones(1, 8), h))[0]
-    ...     print(f"{A[0]:+.3f} without the call, {A[7]:+.3f} with it")
-    +0.378 without the call, -2.646 with it
-    +0.378 without the call, -2.646 with it
     """
     _one_of("advantage scale", scale, SCALES)
     reward = _float(reward)
@@ -129,6 +120,45 @@ def group_advantages(reward: Tensor, scale: str = "group", valid: Tensor | None 
         spread = torch.ones_like(reward)
     spread = torch.where(spread > 0, spread, 1.0)  # squares of tiny differences may underflow to 0
     return torch.where(usable, centred / spread, 0.0)
+
+
+def shaped_advantages(
+    reward: Tensor, shaped: Tensor, form: str, scale: str = "group", valid: Tensor | None = None
+) -> Tensor:
+    """What each rollout is reinforced with: how far it is above its group in reward c and in shaped reward r.
+
+        joint:     A_i = (r_i - mean(r)) / std(r)                                      GRPO and GSPO, as published
+        decoupled: A_i = (c_i - mean(c)) / std(c) - (h_i - mean(h)),   h = c - r       the charge keeps its unit
+        clipped:   joint, but 0 where it has the opposite sign of c_i - mean(c)        in spirit AdaTIR's
+
+    with the deviation that `scale` names. "decoupled" is close to GDPO (arXiv 2601.05242), which normalises each reward
+    by itself. "clipped" is our reading of AdaTIR's clipped advantage shaping (arXiv 2601.14696): in a group that holds
+    right and wrong answers no saving turns a right one into something to unlearn.
+
+    reward and shaped [P, G], see `shaped_reward`. Returns A [P, G]; 0 for rollouts that are not `valid` [P, G].
+
+    Note what the joint form does to a charge. With seven right answers without the tool and one with it, the deviation
+    is that of the charges, so lambda cancels; it acts only through groups that also hold wrong answers.
+
+    >>> right = torch.ones(1, 8)
+    >>> for form, cost_weight in (("joint", 0.2), ("joint", 0.8), ("decoupled", 0.2), ("decoupled", 0.8)):
+    ...     h = charge(torch.tensor([[0.0] * 7 + [1.0]]), torch.ones(1), cost_weight)
+    ...     A = shaped_advantages(right, shaped_reward(right, h), form)[0]
+    ...     print(f"{form:9} {cost_weight}: {A[0]:+.3f} without the call, {A[7]:+.3f} with it")
+    joint     0.2: +0.378 without the call, -2.646 with it
+    joint     0.8: +0.378 without the call, -2.646 with it
+    decoupled 0.2: +0.025 without the call, -0.175 with it
+    decoupled 0.8: +0.100 without the call, -0.700 with it
+    """
+    _one_of("advantage", form, FORMS)
+    reward = _float(reward)
+    by_reward = group_advantages(reward, scale, valid)
+    if form == "decoupled":
+        return by_reward - group_advantages(reward - shaped, "none", valid)
+    joint = group_advantages(shaped, scale, valid)
+    if form == "clipped":
+        return torch.where(by_reward * joint < 0, 0.0, joint)
+    return joint
 
 
 def log_ratio(logps: Tensor, old_logps: Tensor, sampled: Tensor, ratio: str = "sequence") -> Tensor:

@@ -76,6 +76,7 @@ class Config(TrainingOptions):
     threshold: Share = 0.95  # confidence from which calls are charged (tau)
     penalty: Literal["multiply", "subtract"] = "multiply"  # how the charge lowers the reward
     cost_weight: Amount = 0.25  # what a call of mean length takes off a right answer (lambda), if a task has none
+    advantage: Literal["joint", "decoupled", "clipped"] = "joint"  # how reward and charge make an advantage
     advantage_scale: Literal["group", "batch", "none"] = "none"  # what advantages are divided by
     ratio: Literal["sequence", "token"] = "token"  # importance ratio: of a whole rollout (GSPO), of a token (GRPO)
     clip_low: Positive = 0.2  # a ratio below 1 - clip_low is pushed no further down
@@ -137,7 +138,7 @@ def train_step(model, tokenizer, optimizer, tasks, translator, config: Config, s
     gates = gspo.gate(kappa, config.gate, config.threshold)  # [P]
     charges = gspo.charge(cost, gates, lambdas)  # [P, G]
     shaped = gspo.shaped_reward(reward, charges, config.penalty)
-    advantages = gspo.group_advantages(shaped, config.advantage_scale, valid)
+    advantages = gspo.shaped_advantages(reward, shaped, config.advantage, config.advantage_scale, valid)
 
     try:
         updated = update(model, optimizer, rollouts, advantages.flatten(), config, tokenizer.size)

@@ -27,14 +27,28 @@ def step_metrics(
     """The measures of a training step over all its rollouts, and by tier and by domain.
 
     accuracy, tool_rate and cost are means over rollouts, gate_rate, confidence and no_evidence_rate over groups.
+    reversed_rate is the share of right answers with a call whose advantage is below 0: sign reversal (AdaTIR, arXiv
+    2601.14696). mixed_reversed_rate is the same in groups that also hold a wrong answer. None where there is no such
+    answer.
     kappa and gates [P], shaped rewards and advantages [P, G]; rollouts and scores group after group.
     """
     G = advantages.shape[1]
     groups = [range(first, first + G) for first in range(0, len(scores), G)]
+    mixed = [len({scores[i].correct for i in group if not rollouts[i].engine_failed}) == 2 for group in groups]
     tool_free = [[not (scores[i].used_tool or rollouts[i].engine_failed) for i in group] for group in groups]
 
     def measure(members: list[int]) -> dict:
         rows = [scores[i] for p in members for i in groups[p]]
+
+        def reversed_in(chosen: list[int]) -> float | None:
+            signs = [
+                float(advantages[p, i % G]) < 0
+                for p in chosen
+                for i in groups[p]
+                if scores[i].correct and scores[i].used_tool and not rollouts[i].engine_failed
+            ]
+            return mean(signs) if signs else None
+
         return {
             "accuracy": mean(s.correct for s in rows),
             "tool_rate": mean(s.used_tool for s in rows),
@@ -42,6 +56,8 @@ def step_metrics(
             "gate_rate": mean(gates[p] for p in members),
             "confidence": mean(kappa[p] for p in members),
             "no_evidence_rate": mean(not any(tool_free[p]) for p in members),
+            "reversed_rate": reversed_in(members),
+            "mixed_reversed_rate": reversed_in([p for p in members if mixed[p]]),
         }
 
     out = measure(list(range(len(tasks))))

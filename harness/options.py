@@ -98,7 +98,7 @@ class Options:
     money_per_char: Neutral[Amount] = 0.0  # what the engine charges per character
     max_cost: Neutral[Amount] = 0.0  # what may be spent on translations before the run stops; 0: no limit
     workers: Neutral[Whole] = 0  # tool calls that run at a time, beside the decoding; 0: in line, one after the other
-    tool_noise: Share = 0.0  # share of words that the lexicon gets wrong
+    tool_noise: str = "0.01,0.05,0.2"  # share of words that the lexicon gets wrong: HIGH,LOW,XLOW or one number for all
     price_call: Amount = 0.5  # what every attempted call costs
     price_char: Amount = 0.5 / 45  # what each character sent costs; a mean question has 45
     system: str = ""  # instructions in the system turn
@@ -118,6 +118,7 @@ class Options:
                 value, flag = getattr(self, name), "--" + name.replace("_", "-")
                 fits = bounds.low <= value <= bounds.high and value < math.inf
                 require(fits, f"{flag} must be {bounds.words}, is {value}")
+        _ = self.noise
         require(not self.max_cost or self.money_per_char > 0, "--max-cost needs --money-per-char")
         ready = self.answer_format != "math" or find_spec("math_verify") is not None
         require(ready, "--answer-format math needs a package: pip install math-verify")
@@ -133,6 +134,21 @@ class Options:
         for pair in pairs:
             require("=" in pair, f"--fields {self.fields}: ours=theirs was expected, found {pair!r}")
         return {ours.strip(): theirs.strip() for ours, _, theirs in (pair.partition("=") for pair in pairs)}
+
+    @property
+    def noise(self) -> dict[str, float]:
+        """`--tool-noise`: tier -> share of wrong words; the synthetic languages have that of XLow."""
+        words = self.tool_noise.split(",")
+        try:
+            shares = [float(word) for word in words]
+        except ValueError:
+            shares = []
+        fits = len(shares) in (1, 3) and all(0 <= share <= 1 for share in shares)
+        require(
+            fits, f"--tool-noise must be one share between 0 and 1, or three, as 0.01,0.05,0.2, is {self.tool_noise}"
+        )
+        high, low, xlow = shares * (3 // len(shares))
+        return {"high": high, "low": low, "xlow": xlow, "synthetic": xlow}
 
     def sampling(self, mode: str = "free", temperature: float = 1.0):
         """How rollouts are sampled under these options: a `sampler.Sampling`."""

@@ -2,6 +2,8 @@
 
 import doctest
 import math
+from collections import defaultdict
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -395,6 +397,104 @@ def test_with_seven_native_and_one_calling_answer_lambda_cancels(penalty, cost_w
     assert (round(advantages[0, 0].item(), 3), round(advantages[0, 7].item(), 3)) == (0.378, -2.646)
 
 
+# --- reward and charge in one advantage -------------------------------------------------------------------------
+
+MIXED = tensor([1.0, 1.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0])  # a wrong answer; none
+CHARGED = tensor([0.0, 0.8, 0.8, 0.0], [0.0, 0.0, 0.0, 0.8])
+
+
+def forms(form, penalty="subtract", scale="group", valid=None):
+    return gspo.shaped_advantages(MIXED, gspo.shaped_reward(MIXED, CHARGED, penalty), form, scale, valid)
+
+
+def test_the_joint_form_is_the_advantage_of_the_shaped_reward():
+    """Catches a joint form that scales reward and charge apart."""
+    assert torch.equal(forms("joint"), gspo.group_advantages(MIXED - CHARGED, "group"))
+
+
+def test_the_decoupled_form_scales_the_reward_alone():
+    """Catches a charge that is divided by a deviation, and a group of right answers whose reward makes a signal."""
+    r3 = math.sqrt(3)
+    expected = tensor([1 / r3 + 0.4, 1 / r3 - 0.4, -r3 - 0.4, 1 / r3 + 0.4], [0.2, 0.2, 0.2, -0.6])
+    assert torch.allclose(forms("decoupled"), expected)
+    assert torch.allclose(forms("decoupled", scale="none"), gspo.group_advantages(MIXED - CHARGED, "none"))
+
+
+def test_the_decoupled_form_charges_what_the_penalty_charges():
+    """Catches a wrong answer that is charged although `multiply` spares it."""
+    r3 = math.sqrt(3)
+    expected = tensor([1 / r3 + 0.2, 1 / r3 - 0.6, -r3 + 0.2, 1 / r3 + 0.2])
+    assert torch.allclose(forms("decoupled", "multiply")[:1], expected)
+
+
+def test_the_clipped_form_reverses_no_sign():
+    """Catches a right answer that is punished beside a wrong one, a wrong one that is rewarded, and a group of right
+    answers in which saving counts for nothing."""
+    reward, charges = tensor([1.0, 0.0, 0.0, 0.0], [1.0] * 4), tensor([2.0, 0.0, 0.0, 2.0], [2.0, 0.0, 0.0, 0.0])
+    shaped = gspo.shaped_reward(reward, charges, "subtract")
+    joint, clipped = (gspo.shaped_advantages(reward, shaped, form) for form in ("joint", "clipped"))
+    assert joint[0, 0] < 0 < joint[0, 1]
+    assert clipped[0, :3].tolist() == [0.0] * 3 and clipped[0, 3] == joint[0, 3] < 0
+    assert torch.equal(clipped[1], joint[1]) and clipped[1, 0] < 0
+
+
+@pytest.mark.parametrize("form", gspo.FORMS)
+def test_rollouts_that_are_not_valid_count_in_no_form(form):
+    """Catches a charge of a failed call that shifts the mean of the charges."""
+    valid = torch.tensor([[True, True, True, False], [True, True, True, False]])
+    found = forms(form, valid=valid)
+    assert found[:, 3].eq(0).all() and found[1].eq(0).all()
+    alone = gspo.shaped_advantages(MIXED[:, :3], (MIXED - CHARGED)[:, :3], form)
+    assert torch.allclose(found[:, :3], alone)
+
+
+# --- against TRL's own loss -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ratio", gspo.RATIOS)
+def test_loss_and_gradient_are_those_of_trl(ratio):
+    """Catches a difference from the reference in the ratio, the clipping of either sign, or the mean over rows."""
+    trl = pytest.importorskip("trl", reason="the reference is an extra: pip install trl")
+    logps, old, sampled, advantages = random_batch(B=32, T=12)
+    old = logps.detach() + 3 * (old - logps).detach()  # sequence ratios are means: they leave the range less often
+    level, loss_type = ("sequence", "grpo") if ratio == "sequence" else ("token", "dr_grpo")
+    loss, metrics = gspo.gspo_loss(logps, old, sampled, advantages, **WIDE, ratio=ratio)
+    (ours,) = torch.autograd.grad(loss, logps)
+    theirs = trl_loss(trl.GRPOTrainer, logps, old, sampled, advantages, level, loss_type)
+    (gradient,) = torch.autograd.grad(theirs, logps)
+    assert loss.item() == pytest.approx(theirs.item(), abs=1e-12)
+    assert torch.allclose(ours, gradient, rtol=0, atol=1e-12)
+    s = gspo.log_ratio(logps, old, sampled, ratio).exp()[:, 0]
+    clipped = torch.where(advantages > 0, s > 1.3, s < 0.8)
+    assert clipped[advantages > 0].any() and clipped[advantages < 0].any()  # the clip acts for both signs
+
+
+def trl_loss(kind, logps, old, sampled, advantages, level: str, loss_type: str):
+    """The loss of TRL's GRPOTrainer on these log-probs: its own method, with its model's forward replaced."""
+    trainer = MagicMock(
+        importance_sampling_level=level,
+        loss_type=loss_type,
+        epsilon_low=WIDE["clip_low"],
+        epsilon_high=WIDE["clip_high"],
+        max_completion_length=1,  # what dr_grpo divides by: we do not
+        current_gradient_accumulation_steps=1,
+        beta=0.0,
+        top_entropy_quantile=1.0,
+        off_policy_mask_threshold=None,
+        use_vllm=False,
+        aux_loss_enabled=False,
+        _entropy_bonus_enabled=False,
+    )
+    trainer.args.delta = None
+    trainer._get_per_token_logps_and_entropies = lambda *args, **kwargs: (logps, torch.zeros_like(logps), None)
+    trainer.accelerator.gather = trainer.accelerator.reduce = lambda value, **kwargs: value
+    trainer._metrics = defaultdict(lambda: defaultdict(list))
+    none = torch.zeros(len(logps), 0, dtype=torch.long)
+    inputs = {"prompt_ids": none, "prompt_mask": none, "completion_ids": sampled.long(), "advantages": advantages}
+    inputs |= {"completion_mask": sampled.double(), "old_per_token_logps": old}
+    return kind._compute_loss(trainer, None, inputs)
+
+
 # --- names ------------------------------------------------------------------------------------------------------
 
 
@@ -405,10 +505,11 @@ def test_with_seven_native_and_one_calling_answer_lambda_cancels(penalty, cost_w
         lambda: gspo.gate(torch.ones(2), "natve", 0.5),
         lambda: gspo.shaped_reward(RIGHT, COST, "natve"),
         lambda: gspo.group_advantages(REWARD, "natve"),
+        lambda: gspo.shaped_advantages(REWARD, REWARD, "natve"),
         lambda: gspo.log_ratio(REWARD, REWARD, REWARD > 0, "natve"),
         lambda: gspo.gspo_loss(REWARD, REWARD, REWARD > 0, REWARD[:, 0], 0.2, 0.2, "natve"),
     ],
-    ids=["confidence", "gate", "shaped_reward", "group_advantages", "log_ratio", "gspo_loss"],
+    ids=["confidence", "gate", "shaped_reward", "group_advantages", "shaped_advantages", "log_ratio", "gspo_loss"],
 )
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones(call):
     """Catches a misspelt option that silently falls through to a default."""

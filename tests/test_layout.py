@@ -202,6 +202,7 @@ PUBLIC = [
     (gspo.gate, "kappa, rule, threshold"),
     (gspo.charge, "cost, gates, cost_weight"),
     (gspo.group_advantages, "reward, scale='group'"),
+    (gspo.shaped_advantages, "reward, shaped, form, scale='group'"),
     (gspo.gspo_loss, "logps, old_logps, sampled, advantages, clip_low, clip_high, ratio='sequence'"),
 ]
 

@@ -543,6 +543,7 @@ def test_step_metrics_by_hand():
     assert found["gate_rate"] == pytest.approx(1 / 3) and found["confidence"] == 0.5
     assert found["tier"]["low"] == pytest.approx(
         dict(accuracy=0.5, tool_rate=0.25, cost=0.5, gate_rate=0.5, confidence=0.5, no_evidence_rate=0.0)
+        | dict(reversed_rate=0.0, mixed_reversed_rate=None)
     )
     assert found["domain"]["math"]["cost"] == 1.0 and found["tier"]["high"]["no_evidence_rate"] == 1.0
     assert set(found["domain"]) == {"math", "logic"}
@@ -551,6 +552,29 @@ def test_step_metrics_by_hand():
     assert (found["all_right_rate"], found["all_wrong_rate"]) == pytest.approx((1 / 3, 1 / 3))
     assert (found["unanswered"], found["tool_error_rate"]) == pytest.approx((1 / 6, 1 / 6))
     assert (found["malformed_calls"], found["tokens"]) == (3, 3.5)
+
+
+def test_a_reversed_answer_is_a_right_one_with_a_call_that_is_pushed_down():
+    """Catches answers without a call, wrong answers or failed calls that are counted, and a group of right answers that
+    counts as mixed."""
+    task = Task("0", "low-01", "low", "trained", "math", "?", (), "5")
+    right, call, down = (
+        Score(1, 1.0, "5", True, 0.0, False),
+        Score(1, 1.0, "5", True, 1.0, True),
+        Call(None, "", 1.0, "engine", 0.0),
+    )
+    wrong = Score(0, 0.0, "4", True, 1.0, True)
+    scores = [right, call, call, right, call, wrong, call, call, wrong]
+    calls = [()] * 8 + [(down,)]
+    advantages = torch.tensor([[0.2, -0.1, -0.1], [-0.5, 0.1, -0.5], [-0.1, 0.1, 0.0]])
+    rollouts = [Rollout(task, (1,), (7,), (True,), (0.0,), calls[i], "end") for i in range(9)]
+    found = metrics.step_metrics([task] * 3, rollouts, scores, torch.ones(3), torch.ones(3), advantages, advantages)
+    assert found["reversed_rate"] == pytest.approx(
+        3 / 5
+    )  # two of the first group, none of the second, one of the third
+    assert found["mixed_reversed_rate"] == 0.0  # the second group alone: in the third the wrong answer is a failed call
+    none = metrics.step_metrics([task], rollouts[:1], [right], torch.ones(1), torch.ones(1), *[advantages[:1, :1]] * 2)
+    assert none["reversed_rate"] is None and none["mixed_reversed_rate"] is None
 
 
 @pytest.mark.parametrize(

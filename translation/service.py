@@ -253,7 +253,7 @@ def open_translator(options: Options) -> Translator:
     ValueError if there is none of that name.
     """
     if options.translator == "lexicon":
-        return LexiconTranslator(options.tool_noise)
+        return LexiconTranslator(options.noise)
     try:
         engine = open_engine(options.translator)
     except ValueError as error:
