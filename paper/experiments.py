@@ -10,30 +10,57 @@ Left out: seeds and the number of items, which are options of reproduce.py, and 
 import re
 from dataclasses import dataclass
 
-from gspo import ESTIMATORS, PENALTIES, RATIOS, SCALES
+from gspo import ESTIMATORS
+from harness.options import require
 from train import Config
 
-FREELY = ("test/free",)
+FREELY = ("test/free", "test/last")
 ROUTED = ("test/forbidden", "test/forced", "validation/forbidden", "validation/forced")  # what routers choose from
-EVERYTHING = (*FREELY, *ROUTED, "languages/free", "languages/forbidden")
-SMALL = {"--prompts": 32, "--cost-weight": 0.2}  # of the ablations: half the time of the main runs
+LANGUAGES = ("languages/free", "languages/forbidden", "languages/forced")
+CLEAN = ("clean/free", "clean/last")
+# Translators that nobody trained with: a perfect one, a worse one, and one that is best where languages are rare.
+SHIFTED = ("test/free/noise=0", "test/free/noise=0.05,0.2,0.5", "test/free/noise=0.2,0.05,0.01")
+COMPARED = (*FREELY, *CLEAN, *SHIFTED)  # of the policies that the claims are about
+EVERYTHING = (*COMPARED, *ROUTED, *LANGUAGES)
+BASE = ("test/free", *ROUTED, *LANGUAGES, "clean/free", "clean/forbidden", "clean/forced")
+MODES = ("free", "forced", "forbidden", "last")  # of evaluations; last: freely, from the last checkpoint
+WORDS = ("price", "noise")  # what else an evaluation may say
 PLAIN = "--gate always --penalty subtract"  # the cost of the literature
-# Cost weights, in train.py's default: once, half and twice; four times, to see what a high price does to calls that are
-# needed; and halfway between, so that the cheapest member that keeps the reward is no accident of the grid.
-GRID = (1, 0.5, 2, 4, 1.4, 0.7)
+GSPO = "--advantage joint --advantage-scale group --ratio sequence"  # reward and charge divided together, as published
+# Cost weights, in train.py's default, the most telling first; 1.4 so that the cheapest member that keeps the reward is
+# no accident of the grid.
+GRID = (1, 0.5, 2, 0.25, 4, 1.4)
 PRICES = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8)  # at which the cost-conditioned policy is asked
 
 
 @dataclass(frozen=True)
 class Job:
-    """A policy to make and to evaluate. An evaluation is PART/MODE or PART/MODE/PRICE, as in "test/free/0.2"."""
+    """A policy to make and to evaluate. An evaluation is a label that `read_label` understands."""
 
-    name: str
-    experiment: str  # main | ablations | price
+    name: str  # FAMILY-WEIGHT for the members of a family, which differ in the cost weight alone
+    experiment: str  # main | price | ablations
     options: str  # of train.py; of the base model only those of sampling matter
     evaluations: tuple[str, ...] = FREELY
     trains: bool = True  # false: the base model as it is
     study: str = ""  # which ablation
+
+
+def read_label(label: str) -> tuple[str, str, dict[str, str]]:
+    """(part, mode, further words) of an evaluation: PART/MODE or PART/MODE/KEY=VALUE. ValueError for what is none.
+
+    >>> read_label("test/free/noise=0.2,0.05,0.01")
+    ('test', 'free', {'noise': '0.2,0.05,0.01'})
+    """
+    part, mode, *words = label.split("/")
+    found = dict(word.partition("=")[::2] for word in words)
+    require(mode in MODES, f"evaluation {label}: the mode is {mode}, there are {', '.join(MODES)}")
+    require(set(found) <= set(WORDS), f"evaluation {label}: its further words may be {', '.join(WORDS)}, as price=0.2")
+    return part, mode, found
+
+
+def family_of(name: str) -> str:
+    """The name of a policy without its cost weight: "native-0.5" and "native-1" are one family."""
+    return name.rpartition("-")[0] or name
 
 
 def headline(default: Config) -> str:
@@ -43,65 +70,85 @@ def headline(default: Config) -> str:
 
 def weights(default: Config, quick: bool = False) -> list[float]:
     """The cost weights of a family, the most telling first."""
-    return [round(default.cost_weight * factor, 6) for factor in (GRID[:1] if quick else GRID)]
+    return scaled(default, GRID[:1] if quick else GRID)
+
+
+def scaled(default: Config, factors: tuple[float, ...]) -> list[float]:
+    """These cost weights, in train.py's default, as train.py takes them."""
+    return [round(default.cost_weight * factor, 6) for factor in factors]
 
 
 def all_jobs(default: Config, quick: bool = False, bases: tuple[str, ...] = ()) -> list[Job]:
     """Every policy that there is to compare, in the order in which they are run: what says the most comes first."""
-    jobs = [
-        Job("base", "main", "", EVERYTHING, trains=False),
-        Job("forbidden", "main", "--max-calls 0", ("test/forbidden",)),
-        Job("unconstrained", "main", "--gate never --cost-weight 0"),
-    ]
-    others = [estimator for estimator in ESTIMATORS if estimator != default.confidence]
-    for families, count in ((("plain", default.confidence), len(GRID)), (others, 3)):
-        for weight in weights(default, quick)[:count]:
-            for family in families:
-                name = f"{family}-{weight:g}"
-                words = PLAIN if family == "plain" else f"--confidence {family}"
-                evaluations = EVERYTHING if name == headline(default) else FREELY
-                jobs.append(Job(name, "main", f"{words} --cost-weight {weight:g}", evaluations))
+    jobs = [Job("base", "main", "", BASE, trains=False)]
+
+    def add(name: str, options: str, weight: float | None = None, evaluations: tuple[str, ...] = FREELY) -> None:
+        """A job of the main table; with a weight, a member of the family `name`."""
+        if weight is not None:
+            name, options = f"{name}-{weight:g}", f"{options} --cost-weight {weight:g}"
+        jobs.append(Job(name, "main", options, evaluations))
+
+    gated, (usual, *others) = f"--confidence {default.confidence}", weights(default, quick)
+    add("unconstrained", "--gate never --cost-weight 0", evaluations=COMPARED)
+    add(default.confidence, gated, usual, EVERYTHING)
+    add("plain", PLAIN, usual, COMPARED)
+    add("forbidden", "--max-calls 0", evaluations=("test/forbidden",))
+    for weight in others:
+        add(default.confidence, gated, weight)
+        add("plain", PLAIN, weight)
+    for estimator in ESTIMATORS:
+        if estimator != default.confidence:
+            add(estimator, f"--confidence {estimator}", usual)
+    add("clipped", "--advantage clipped --gate always", usual)  # in spirit AdaTIR's, arXiv 2601.14696
+    for weight in scaled(default, (1,) if quick else (1, 0.25)):
+        add(f"joint-{default.confidence}", f"{gated} {GSPO}", weight)
+        add("joint-plain", f"{PLAIN} {GSPO}", weight)
     if quick:
         return jobs
-    asked = tuple(f"test/free/{price:g}" for price in PRICES)
+    asked = tuple(f"test/free/price={price:g}" for price in PRICES)
     # every call at the price that is told: where most calls are free, as with the gate, there is little to follow
     jobs.append(Job("priced", "price", f"--model tiny/priced --data tiny-prices {PLAIN}", asked))
     for study, settings in ablations(default, bases).items():
         for setting in settings:
             words = setting.removeprefix("base")
             trains, name = words == setting, re.sub(r"[^\w.]+", "-", setting).strip("-")
-            words = small(words) if trains else words.strip()
-            jobs.append(Job(name, "ablations", words, trains=trains, study=study))
+            words = small(words, default) if trains else words.strip()
+            jobs.append(Job(name, "ablations", words, FREELY[:1], trains=trains, study=study))
     return jobs
 
 
-def small(words: str) -> str:
-    """These options after those of a small run, as far as they do not say otherwise."""
-    return " ".join([f"{option} {value}" for option, value in SMALL.items() if option not in words] + words.split())
+def small(words: str, default: Config) -> str:
+    """These options at half of the prompts, which is half of the time, unless they name a number of prompts."""
+    return words if "--prompts" in words else " ".join([f"--prompts {default.prompts // 2}", *words.split()])
 
 
 def ablations(default: Config, bases: tuple[str, ...]) -> dict[str, list[str]]:
-    """study -> options of each of its runs; "base ..." is the base model without training, under these options."""
-    policies = ("base", "", PLAIN)
-    models = (default.model, "tiny/eager", *bases)  # tiny/eager uses the tool in half of the items
-    by_gspo = "--advantage-scale group --ratio sequence"
-    objectives = ("--advantage-scale none --ratio token", "--advantage-scale group --ratio token", by_gspo)
+    """study -> options of each of its runs; "base ..." is the base model without training, under these options.
+
+    24 runs: what two studies share is run once.
+    """
     gated = f"--confidence {default.confidence}"
-    charged = [f"{policy} --cost-weight {weight}" for weight in (0.2, 0.8) for policy in (PLAIN, gated)]
+    by_gspo = "--advantage-scale group --ratio sequence"
+    forms = [f"--advantage decoupled {by_gspo}", GSPO]
+    charged = [
+        f"{policy} --cost-weight {weight:g}" for weight in scaled(default, (0.25, 1, 4)) for policy in (PLAIN, gated)
+    ]
+    G, P = default.group_size, default.prompts // 2
+    models = ("tiny/eager", *bases)  # tiny/eager uses the tool in half of the items
     return {
-        "advantage scale and ratio": [f"--advantage-scale {s} --ratio {r}" for s in SCALES for r in RATIOS],
-        "estimator, with GSPO's scale and ratio": [f"--confidence {estimator} {by_gspo}" for estimator in ESTIMATORS],
-        "gate and penalty": [f"--gate {g} --penalty {p}" for g in (default.gate, "always") for p in PENALTIES],
-        "threshold": [f"--threshold {threshold:g}" for threshold in (0.5, 0.75, 0.95, 1)],
-        "cost weight": [f"--cost-weight {weight:g}" for weight in (0.05, 0.1, 0.2, 0.4, 0.8)],
-        "cost weight, plain cost": [f"{PLAIN} --cost-weight {weight:g}" for weight in (0.1, 0.2, 0.4)],
-        "estimator": [f"--confidence {estimator}" for estimator in ESTIMATORS],
-        "does the plain cost over-suppress": [
-            f"{policy} {objective}" for objective in objectives for policy in ("--gate never --cost-weight 0", *charged)
+        "form of the objective": [
+            *forms,
+            "--advantage decoupled --advantage-scale none --ratio sequence",
+            "--advantage decoupled --advantage-scale group --ratio token",
+            "--advantage joint --advantage-scale none --ratio token",
         ],
-        "steps": [f"--steps {default.steps * factor // 2}" for factor in (1, 2, 4)],
-        "group size": [f"--group-size {size} --prompts {256 // size}" for size in (4, 8, 16)],  # 256 rollouts
-        "prompts per step": [f"--prompts {prompts}" for prompts in (SMALL["--prompts"], default.prompts)],
-        "tool noise": [f"{policy} --tool-noise {noise:g}" for noise in (0, 0.02, 0.1) for policy in policies],
-        "tool rate of the base": [f"{policy} --model {model}" for model in models for policy in policies],
+        "does the plain cost over-suppress": [f"{policy} {form}" for form in forms for policy in charged],
+        "gate and penalty": [gated, f"{gated} --penalty multiply", PLAIN],
+        "threshold": [f"--threshold {threshold:g}" for threshold in (0.5, default.threshold)],
+        "tool noise": ["--tool-noise 0", gated, "--tool-noise 0.1", f"{PLAIN} --tool-noise 0", PLAIN],
+        "steps": [f"--steps {default.steps * factor}" for factor in (1, 2)],
+        "group size": [f"--group-size {G * k} --prompts {P // k}" for k in (1, 2)],
+        "tool rate of the base": [
+            f"{policy} --model {model}" for model in (default.model, *models) for policy in ("base", gated, PLAIN)
+        ],
     }

@@ -27,22 +27,29 @@ from tiny.languages import languages
 
 # --- items ------------------------------------------------------------------------------------------------------
 
+TIERS = ("high", "low", "xlow")
+GROUPS = {  # part -> codes of the languages of each of its groups
+    "test": [languages(tier, split) for split in ("trained", "held-out") for tier in TIERS] + [languages("synthetic")],
+    "validation": [languages(tier, "trained") for tier in TIERS],
+    "languages": [[code] for tier in TIERS for code in languages(tier)],
+}
+
 
 @functools.cache
 def item_set(part: str, count: int) -> list[Task]:
     """What is evaluated. test: `count` items in each of the seven groups of languages; validation: a quarter of that in
     the three tiers that RL trains on; languages: a quarter in every language of the three tiers. Groups and languages
-    render the same items."""
-    tiers = ("high", "low", "xlow")
-    groups = {
-        "test": [languages(tier, split) for split in ("trained", "held-out") for tier in tiers]
-        + [languages("synthetic")],
-        "validation": [languages(tier, "trained") for tier in tiers],
-        "languages": [[code] for tier in tiers for code in languages(tier)],
-    }[part]
+    render the same items.
+
+    clean: the groups of "test", and items of another key, less those of "test" itself: a fifth, because the simplest
+    kinds of items are few. No default was chosen after a look at them."""
+    if part == "clean":
+        seen = {item.digest for item in world.items("test", count, "evaluation")}
+        drawn = [task for codes in GROUPS["test"] for task in world.tasks("test", codes, count, "clean")]
+        return [task for task in drawn if task.id.rpartition("-")[2] not in seen]
     split = "validation" if part == "validation" else "test"
     count = count if part == "test" else count // 4
-    return [task for codes in groups for task in world.tasks(split, codes, count, "evaluation")]
+    return [task for codes in GROUPS[part] for task in world.tasks(split, codes, count, "evaluation")]
 
 
 def columns(tasks: list[Task]) -> dict[str, np.ndarray]:
@@ -57,7 +64,8 @@ def columns(tasks: list[Task]) -> dict[str, np.ndarray]:
 
 # --- results ----------------------------------------------------------------------------------------------------
 
-UNITS = {"correct": 1, "used_tool": 1, "cost": 1000, "logp": -100}  # a stored integer is value x unit, rounded
+# a stored integer is value x unit, rounded; call_p: the probability that the first token begins a call
+UNITS = {"correct": 1, "used_tool": 1, "cost": 1000, "logp": -100, "call_p": 10000}
 
 
 def pack(values, unit: float) -> str:
@@ -118,15 +126,23 @@ def outcomes(result: dict, label: str) -> dict[str, np.ndarray]:
     return {name: unpack(text, UNITS[name]) for name, text in result["outcomes"][label].items()}
 
 
+CURVES = {  # cut -> measures of metrics.jsonl
+    "tier": ("accuracy", "tool_rate", "cost", "reversed_rate", "mixed_reversed_rate"),
+    "domain": ("accuracy", "tool_rate"),
+}
+
+
 def curves(log: Path, width: int = 5) -> dict:
-    """What training looked like: accuracy and tool rate by tier and domain, means over `width` steps."""
+    """What training looked like: the means over `width` steps of the measures in `CURVES`, of the steps that have them;
+    None where none has."""
     rows = [json.loads(line) for line in read_lines(log)]
     blocks = [rows[i : i + width] for i in range(0, len(rows), width)]
     found = {"step": [block[-1]["step"] for block in blocks]}
     for cut in ("tier", "domain"):
         for name in sorted({name for row in rows for name in row[cut]}):
-            for measure in ("accuracy", "tool_rate"):
+            for measure in CURVES[cut]:
                 values = [[row[cut][name][measure] for row in block if name in row[cut]] for block in blocks]
+                values = [[value for value in part if value is not None] for part in values]
                 found.setdefault(cut, {}).setdefault(name, {})[measure] = [
                     round(sum(part) / len(part), 3) if part else None for part in values
                 ]

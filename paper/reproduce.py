@@ -101,9 +101,9 @@ def policy_pool(found: Found, options: ReproduceOptions) -> dict[str, Policy]:
             add_routers(job, "")
         elif job.experiment == "price":
             for label in job.evaluations:
-                add(f"priced {label.rpartition('/')[2]}", "priced", job, label)
+                add(f"priced {experiments.read_label(label)[2]['price']}", "priced", job, label)
         else:
-            add(job.name, job.name.partition("-")[0], job, job.evaluations[0])
+            add(job.name, experiments.family_of(job.name), job, job.evaluations[0])
             if set(ROUTED) <= set(job.evaluations):
                 add_routers(job, f" on {job.name}")
     return pool

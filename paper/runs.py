@@ -1,7 +1,7 @@
 """Make one result: the options, the key and the command line of a run, and the run itself.
 
     Job, seed -> configuration -> key
-    Job, seed -> train.py -> best/ on test items -> paper/results/runs/NAME-SEED-KEY.json
+    Job, seed -> train.py -> best/ and the last checkpoint on test items -> paper/results/runs/NAME-SEED-KEY.json
 
 Called by reproduce.py. A key is the hash of what differs from train.py's defaults, of their version, of the base
 model's weights and of the items. An option that is added with a neutral default therefore leaves every key as it is.
@@ -30,19 +30,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data import CALL, Task, Tokenizer, encode_prompt
 from eval import evaluate
 from harness.options import Options, deciding, parse, require
 from harness.rundir import load_policy, policy_directory
 from harness.tasks import with_price
-from paper.experiments import Job
+from model import Qwen3
+from paper.experiments import ROUTED, Job, read_label
 from paper.outcomes import UNITS, curves, item_set, items_digest, key_of, load_result, outcomes, pack, save_result
+from sampler import pad
 from train import Config
 from translation.service import open_translator
 
 # The version of the defaults that keys refer to. Raise it by one when a default of train.py changes, or what an option
 # or a value of it means: the same differences are then another run. A new option whose default changes no number does
 # not raise it. Results of an older version stay as files and are no longer found.
-DEFAULTS = 1
+DEFAULTS = 2
 
 
 @dataclass(frozen=True)
@@ -142,16 +145,17 @@ class Pending:
 
 
 def pending_runs(jobs: list[Job], options: ReproduceOptions) -> list[Pending]:
-    """What to run, each configuration once, whatever the number of jobs that need it."""
-    missing = {}
-    for job in jobs:
-        for seed in seeds_of(job, options):
-            key = key_of(configuration(job, seed, options))
-            found = load_result(key, options.results)
-            lacking = [label for label in job.evaluations if label not in (found["outcomes"] if found else {})]
-            if lacking:
-                before = missing.get(key, Pending(job, seed, key, ()))
-                missing[key] = replace(before, labels=tuple(dict.fromkeys((*before.labels, *lacking))))
+    """What to run, each configuration once, whatever the number of jobs that need it: experiment after experiment, and
+    in each of them all jobs with one seed before any with the next."""
+    missing, experiments = {}, list(dict.fromkeys(job.experiment for job in jobs))
+    wanted = [(job, seed) for job in jobs for seed in seeds_of(job, options)]
+    for job, seed in sorted(wanted, key=lambda pair: (experiments.index(pair[0].experiment), pair[1])):
+        key = key_of(configuration(job, seed, options))
+        found = load_result(key, options.results)
+        lacking = [label for label in job.evaluations if label not in (found["outcomes"] if found else {})]
+        if lacking:
+            before = missing.get(key, Pending(job, seed, key, ()))
+            missing[key] = replace(before, labels=tuple(dict.fromkeys((*before.labels, *lacking))))
     return list(missing.values())
 
 
@@ -165,18 +169,14 @@ def run(pending: Pending, options: ReproduceOptions) -> str:
     directory = next(iter(sorted(Path(options.runs).glob(f"*-{key}"))), Path(options.runs) / f"{job.name}-{seed}-{key}")
     if job.trains and not (directory / "report.json").exists():
         train(job, seed, directory, options)
-    model, tokenizer = load_policy(directory if job.trains else config.model)
-    translator = open_translator(config)
+    policy = load_policy(directory if job.trains else config.model)
+    last = None
+    if any(read_label(label)[1] == "last" for label in pending.labels):
+        last = load_policy(last_checkpoint(directory, config))
     found = load_result(key, options.results) or {"outcomes": {}}
     path, seconds = found.pop("path", options.results / f"{directory.name}.json"), found.get("seconds", 0.0)
     for label in pending.labels:
-        part, mode, *price = label.split("/")
-        tasks = item_set(part, options.items)
-        tasks = [with_price(task, float(price[0])) for task in tasks] if price else tasks
-        scored = evaluate(model, tokenizer, tasks, translator, config, mode)
-        measures = {name: [getattr(s, name) for _, s in scored] for name in ("correct", "used_tool", "cost")}
-        if mode == "forbidden":  # every token is sampled: this is the log-prob of the whole answer
-            measures["logp"] = [sum(r.logps) for r, _ in scored]
+        measures = evaluation(label, *(last if read_label(label)[1] == "last" else policy), config, options.items)
         found["outcomes"][label] = {name: pack(values, UNITS[name]) for name, values in measures.items()}
     seconds += time.perf_counter() - started
     found |= {
@@ -191,10 +191,53 @@ def run(pending: Pending, options: ReproduceOptions) -> str:
         found["best"] = json.loads((policy_directory(directory) / "state.json").read_text())
         found["curves"] = curves(directory / "metrics.jsonl")
     save_result(path, found)
-    for checkpoint in directory.glob("step-*[0-9]"):  # best/ stays
+    for checkpoint in sorted(directory.glob("step-*[0-9]"))[:-1]:  # best/ and the last one stay
         shutil.rmtree(checkpoint)
     score = np.mean(outcomes(found, pending.labels[0])["correct"])
     return f"{path.name}: {pending.labels[0]} {100 * score:.1f}, {seconds / 60:.1f} minutes"
+
+
+def evaluation(label: str, model: Qwen3, tokenizer: Tokenizer, config: Config, items: int) -> dict[str, list[float]]:
+    """measure -> one value for each task of what `label` names; see `read_label`."""
+    part, mode, words = read_label(label)
+    tasks = item_set(part, items)
+    if "price" in words:
+        tasks = [with_price(task, float(words["price"])) for task in tasks]
+    translator = open_translator(replace(config, tool_noise=words.get("noise", config.tool_noise)))
+    # What a call would bring is measured with other uniform numbers than whether there was one: the two share no luck.
+    seed = int(part == "languages" and mode in ("forbidden", "forced"))
+    scored = evaluate(model, tokenizer, tasks, translator, config, "free" if mode == "last" else mode, seed=seed)
+    measures = {name: [getattr(s, name) for _, s in scored] for name in ("correct", "used_tool", "cost")}
+    if label in ROUTED and mode == "forbidden":  # every token is sampled: this is the log-prob of the whole answer
+        measures["logp"] = [sum(r.logps) for r, _ in scored]
+    if label == "languages/free":
+        measures["call_p"] = call_probabilities(model, tokenizer, tasks, config)
+    return measures
+
+
+@torch.no_grad()
+def call_probabilities(
+    model: Qwen3, tokenizer: Tokenizer, tasks: list[Task], config: Config, rows: int = 256
+) -> list[float]:
+    """The probability, at temperature 1, that the first token of the answer begins a call, for each task: exact, one
+    forward pass over the prompts, `rows` at a time."""
+    found = []
+    for first in range(0, len(tasks), rows):
+        prompts = [encode_prompt(task, tokenizer, config.chat) for task in tasks[first : first + rows]]
+        ends = torch.tensor([len(prompt) - 1 for prompt in prompts])
+        # padding stands behind the prompt, where no token of it can look
+        hidden = model(pad(prompts, model.embed_tokens.weight.device))[torch.arange(len(prompts)), ends]  # [B, C]
+        logits = model.logits(hidden)[:, : tokenizer.size].float()  # [B, V]
+        found += logits.softmax(-1)[:, tokenizer.id(CALL)].tolist()
+    return found
+
+
+def last_checkpoint(directory: Path, config: Config) -> Path:
+    """That of the last step. RuntimeError if it is not there: runs of an older version did not keep it."""
+    path = directory / f"step-{config.steps:06d}"
+    if not path.is_dir():
+        raise RuntimeError(f"{path} is missing; delete {directory} to have the run made again")
+    return path
 
 
 def train(job: Job, seed: int, directory: Path, options: ReproduceOptions) -> None:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from helpers import ROOT, base_directory, call_main
 
+from data import CALL
 from harness.options import Neutral
+from harness.rundir import load_policy
 from paper import comparisons, experiments, measures, outcomes, reproduce, runs, tables
 from paper.comparisons import Policy
 from paper.experiments import FREELY, ROUTED, Job
@@ -201,7 +203,8 @@ def test_at_full_reward_the_cheapest_member_is_chosen_on_validation_items():
 
 
 @pytest.mark.parametrize(
-    "name, values", [("correct", [0, 1, 1]), ("cost", [0, 1.25, 99.999]), ("logp", [-0.0, -250.5])]
+    "name, values",
+    [("correct", [0, 1, 1]), ("cost", [0, 1.25, 99.999]), ("logp", [-0.0, -250.5]), ("call_p", [0.0614, 1])],
 )
 def test_packed_values_come_back(name, values):
     """Catches a unit that is applied once, a type too small for what it holds, a sign that is lost."""
@@ -217,6 +220,95 @@ def test_groups_and_languages_render_the_same_items():
     assert (items == items[0]).all()
     languages = outcomes.columns(outcomes.item_set("languages", 80))["item"].reshape(31, 20)
     assert (languages == items[0]).all()
+
+
+def test_clean_items_are_of_the_same_groups_and_none_is_a_test_item():
+    """Catches a clean test set that holds items which defaults were judged by, or other items for one group."""
+    clean, test = (outcomes.columns(outcomes.item_set(part, 200)) for part in ("clean", "test"))
+    assert list(dict.fromkeys(clean["group"])) == list(comparisons.GROUPS)
+    items = clean["item"].reshape(7, -1)
+    assert (items == items[0]).all() and 100 < items.shape[1] <= 200
+    assert not set(clean["item"]) & set(test["item"])
+
+
+def metric(**changes):
+    return {
+        "accuracy": 0.5,
+        "tool_rate": 0.5,
+        "cost": 0.25,
+        "reversed_rate": None,
+        "mixed_reversed_rate": None,
+    } | changes
+
+
+def test_curves_leave_out_what_is_not_defined(tmp_path):
+    """Catches a step without a right answer that called: counted as 0, or the end of the whole comparison."""
+    rates = [None, 0.5, 1.0, None]
+    rows = [{"step": i, "tier": {"low": metric(reversed_rate=r)}, "domain": {}} for i, r in enumerate(rates, start=1)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = outcomes.curves(tmp_path / "metrics.jsonl", width=3)
+    assert found["step"] == [3, 4]
+    assert found["tier"]["low"]["reversed_rate"] == [0.75, None]
+    assert found["tier"]["low"]["mixed_reversed_rate"] == [None, None]
+    assert found["tier"]["low"]["cost"] == [0.25, 0.25]
+
+
+@pytest.mark.parametrize("label, fault", [("test/fre", "the mode is fre"), ("test/free/0.2", "may be price, noise")])
+def test_an_evaluation_that_means_nothing_is_named(label, fault):
+    """Catches a misspelt label that is evaluated as something else, under its own name."""
+    with pytest.raises(ValueError, match=f"evaluation {label}: .*{fault}"):
+        experiments.read_label(label)
+
+
+def test_an_evaluation_takes_its_words_and_its_numbers_from_its_label(tmp_path, monkeypatch):
+    """Catches a shift of the translator that is not made, a price that is not told, the mode "last" in the sampler, and
+    a call that shares its luck with the gain of calling."""
+    seen = []
+
+    def evaluate(model, tokenizer, tasks, translator, config, mode, seed):
+        seen.append((mode, seed, tasks[0].system, translator.translate([tasks[0].question], tasks[0].language)[0]))
+        return []
+
+    monkeypatch.setattr(runs, "evaluate", evaluate)
+    config = options_for(tmp_path).config(JOBS[1])
+    labels = (
+        "test/last",
+        "languages/forced",
+        "languages/forbidden",
+        "test/forced",
+        "test/free/price=0.2",
+        "test/free/noise=1",
+    )
+    for label in labels:
+        runs.evaluation(label, None, None, config, 40)
+    modes = [("free", 0), ("forced", 1), ("forbidden", 1), ("forced", 0), ("free", 0), ("free", 0)]
+    assert [entry[:2] for entry in seen] == modes
+    assert [entry[2] for entry in seen] == [None] * 4 + ["price 0.2 $$", None]
+    right = outcomes.item_set("test", 40)[0].question_en
+    assert seen[4][3] == right != seen[5][3]
+
+
+def test_the_probability_of_a_call_is_that_of_the_sampler():
+    """Catches a probability at a padded position, or over rows of the head that are never drawn."""
+    policy, config = load_policy(base_directory()), Config(max_new_tokens=20)
+    tasks = outcomes.item_set("languages", 40)
+    found = runs.call_probabilities(*policy, tasks, config, rows=100)
+    assert len(found) == len(tasks) == 310
+    scored = runs.evaluate(*policy, tasks, runs.open_translator(config), config)
+    begun = {i: r.logps[0] for i, (r, _) in enumerate(scored) if r.ids[0] == policy[1].id(CALL)}
+    assert len(begun) > 10
+    assert [found[i] for i in begun] == pytest.approx([np.exp(logp) for logp in begun.values()], abs=1e-5)
+    assert sum(found) == pytest.approx(len(begun), abs=4 * len(begun) ** 0.5)
+
+
+def test_what_says_the_most_is_run_first(tmp_path):
+    """Catches a third seed of one policy before the first of another, and ablations before the main table."""
+    options = options_for(tmp_path, quick=False, seeds=2)
+    jobs = [JOBS[1], Job("small", "ablations", "--prompts 2"), Job("b", "main", "--gate always"), JOBS[0]]
+    jobs.insert(1, Job("priced", "price", "--data tiny-prices"))
+    order = [(entry.job.name, entry.seed) for entry in runs.pending_runs(jobs, options)]
+    main = [("unconstrained", 0), ("b", 0), ("base", 0), ("unconstrained", 1), ("b", 1)]
+    assert order == [*main, ("priced", 0), ("priced", 1), ("small", 0)]
 
 
 def options_for(tmp_path, **changes):
@@ -235,7 +327,7 @@ def options_for(tmp_path, **changes):
     return ReproduceOptions(**(given | changes))
 
 
-JOBS = [Job("base", "main", "", (*FREELY, *ROUTED), trains=False), Job("unconstrained", "main", "--gate never")]
+JOBS = [Job("base", "main", "", ("test/free", *ROUTED), trains=False), Job("unconstrained", "main", "--gate never")]
 
 
 def test_a_changed_option_is_another_result(tmp_path, monkeypatch):
@@ -292,15 +384,15 @@ def test_options_of_training_do_not_decide_a_result_without_training(tmp_path):
     """Catches a base that is evaluated again because the runs beside it are trained for fewer steps."""
     short, long = (options_for(tmp_path, train=f"--steps {steps} --tool-noise 0.1") for steps in (20, 40))
     assert runs.configuration(JOBS[0], 0, short) == runs.configuration(JOBS[0], 0, long)
-    assert runs.configuration(JOBS[0], 0, short)["options"] == {"tool_noise": 0.1}
+    assert runs.configuration(JOBS[0], 0, short)["options"] == {"tool_noise": "0.1"}
     assert runs.configuration(JOBS[1], 0, short) != runs.configuration(JOBS[1], 0, long)
 
 
 VERSIONS = {  # of the defaults: those that a run of the paper would notice
-    1: dict(
+    2: dict(
         data="tiny",
         translator="lexicon",
-        tool_noise=0.0,
+        tool_noise="0.01,0.05,0.2",
         price_call=0.5,
         price_char=0.5 / 45,
         system="",
@@ -319,6 +411,7 @@ VERSIONS = {  # of the defaults: those that a run of the paper would notice
         gate="threshold",
         threshold=0.95,
         penalty="multiply",
+        advantage="joint",
         cost_weight=0.25,
         advantage_scale="none",
         ratio="token",
@@ -366,25 +459,43 @@ def test_the_committed_results_are_those_of_the_experiments():
 
 def test_two_jobs_of_one_configuration_are_one_run(tmp_path):
     """Catches an ablation that trains the main table's policy a second time."""
-    twin = replace(JOBS[1], name="twin", evaluations=("test/free", "test/forced"))
+    twin = replace(JOBS[1], name="twin", evaluations=(*FREELY, "test/forced"))
     (entry,) = runs.pending_runs([JOBS[1], twin], options_for(tmp_path))
-    assert entry.labels == ("test/free", "test/forced")
+    assert entry.labels == (*FREELY, "test/forced")
 
 
 def test_families_that_are_compared_have_the_same_cost_weights():
     """Catches a frontier that is wider, or a cheapest member that is cheaper, only because more prices were tried."""
-    jobs = [job.name for job in experiments.all_jobs(Config()) if job.experiment == "main"]
-    grids = {
-        family: {name.partition("-")[2] for name in jobs if name.startswith(f"{family}-")}
-        for family in ("plain", "native", "group", "probe")
-    }
-    assert grids["native"] == grids["plain"] == {"0.125", "0.175", "0.25", "0.35", "0.5", "1"}
-    assert grids["group"] == grids["probe"] < grids["plain"]
-    assert [job.name for job in experiments.all_jobs(Config(), quick=True)][-3:] == [
-        "native-0.25",
-        "group-0.25",
-        "probe-0.25",
+    jobs = [job.name for job in experiments.all_jobs(Config(cost_weight=0.5)) if job.experiment == "main"]
+    grids = {}
+    for name in jobs:
+        grids.setdefault(experiments.family_of(name), set()).add(name.rpartition("-")[2])
+    assert grids["native"] == grids["plain"] == {"0.125", "0.25", "0.5", "0.7", "1", "2"}
+    assert grids["joint-native"] == grids["joint-plain"] == {"0.125", "0.5"}
+    assert grids["group"] == grids["probe"] == grids["clipped"] == {"0.5"}
+    assert grids["base"] == {"base"}
+
+
+def test_the_first_run_of_a_family_has_the_defaults():
+    """Catches a default that is written down twice: the headline would be another policy than train.py's."""
+    default = Config(cost_weight=0.3, confidence="probe", prompts=96)
+    (ours,) = (job for job in experiments.all_jobs(default) if job.name == experiments.headline(default))
+    assert ours.options == "--confidence probe --cost-weight 0.3"
+    small = [job.options for job in experiments.all_jobs(default) if job.experiment == "ablations" and job.trains]
+    assert all("--prompts 48" in options or "--prompts 24" in options for options in small)
+    assert [job.name for job in experiments.all_jobs(default, quick=True)][:4] == [
+        "base",
+        "unconstrained",
+        "probe-0.3",
+        "plain-0.3",
     ]
+
+
+def test_a_study_has_few_runs():
+    """Catches a grid that grows by one option and takes another day."""
+    options = ReproduceOptions()
+    jobs = [job for job in experiments.all_jobs(options.config()) if job.experiment == "ablations" and job.trains]
+    assert len({outcomes.key_of(runs.configuration(job, 0, options)) for job in jobs}) <= 24
 
 
 def test_only_names_experiments_and_runs():
@@ -498,6 +609,22 @@ def test_a_missing_evaluation_is_added_without_training(finished, tmp_path, monk
     monkeypatch.setattr(runs, "train", None)
     runs.run(entry, options)
     assert runs.pending_runs(jobs, options) == []
+
+
+def test_the_last_checkpoint_is_another_row(finished, tmp_path, monkeypatch):
+    """Catches a row of the last checkpoint that is evaluated from best/, and one whose checkpoint was deleted."""
+    loaded, load = [], runs.load_policy
+    monkeypatch.setattr(runs, "load_policy", lambda path: loaded.append(path) or load(path))
+    monkeypatch.setattr(runs, "train", None)
+    shutil.copytree(finished.runs, tmp_path / "runs")
+    options = replace(finished, out=str(tmp_path / "results"), runs=str(tmp_path / "runs"))
+    (entry,) = runs.pending_runs(JOBS[1:], options)
+    runs.run(entry, options)
+    (directory,) = (tmp_path / "runs").glob("unconstrained-*[0-9a-f]")
+    assert loaded == [directory, directory / "step-000001"]  # half of the two steps: --quick
+    shutil.rmtree(directory / "step-000001")
+    with pytest.raises(RuntimeError, match="step-000001 is missing; delete .* to have the run made again"):
+        runs.run(entry, options)
 
 
 @pytest.mark.parametrize("damage", ["cut", "option", "items"])
