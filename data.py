@@ -1,6 +1,6 @@
 """[1] Tasks, and the chat format as token ids: the first of nine stages, which train.py [9] goes through in order.
 
-    JSONL line -> Task -> encode_prompt -> ids
+    row of a file -> Task -> encode_prompt -> ids
 
 The one idea of this file: *ids are built from pieces, text is never searched for markup*. A prompt is a list of control
 tokens (`Control("<|im_end|>")`) and strings. Control tokens become their ids. Each run of strings between two of them,
@@ -53,13 +53,14 @@ def user_message(task: Task) -> str:
 
 
 def load_tasks(path, fields: dict[str, str] | None = None) -> list[Task]:
-    """The tasks of a JSONL file, one object per line; `fields` maps our names to the file's, {"language": "lang"}.
+    """The tasks of a file, one per row: JSON Lines, TSV or parquet; `fields` maps our names to the file's, which may
+    be paths, or constants behind a colon: {"question": "prompt.0.content", "language": ":es"}.
 
-    `id`, `language`, `question` and `answer` are required. `tier` and `split` default to the entry of
-    `harness.jsonl.LANGUAGES`, `domain` to "other". Raises ValueError naming file, line and field for anything
-    malformed, for a repeated id and for a file without tasks; FileNotFoundError if there is no such file.
+    `language`, `question` and `answer` are required. `tier` and `split` default to the entry of
+    `harness.jsonl.LANGUAGES`, `domain` to "other", `id` to a name made of the question. Raises ValueError naming file,
+    line and field for anything malformed, for a repeated id and for a file without tasks; FileNotFoundError.
     """
-    return [Task(**row) for row in task_rows(path, tuple(Task.__dataclass_fields__), fields or {})]
+    return [Task(**row) for _, row, _ in task_rows(path, tuple(Task.__dataclass_fields__), fields or {})]
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from data import Task
 from harness import distributed
+from harness.formats import lookup
 from harness.jsonl import read_rows
 from harness.modeldir import is_finite
 from harness.options import clear_errors
@@ -39,15 +40,17 @@ except ImportError:  # not on this system: there is no lock
 ONE_FORM = str.maketrans("‘’‚‛′´`" + "“”„‟″" + "‐‑‒–—−", "'" * 7 + '"' * 5 + "-" * 6)
 
 
-def guard(pool: list[Task], source: str, evaluation_data: tuple[str, ...], allowed: bool) -> None:
+def guard(
+    pool: list[Task], source: str, evaluation_data: tuple[str, ...], allowed: bool, fields: dict[str, str] | None = None
+) -> None:
     """Refuse to train on tasks of `evaluation_data`, or print that it is allowed, and how many there are.
 
-    pool: the training tasks, read from the file `source`. Raises ValueError naming the files, the first such task and
-    the flag that allows it.
+    pool: the training tasks, read from the file `source` with these `fields`. Raises ValueError naming the files, the
+    first such task and the flag that allows it.
     """
     places = {}
     for path in evaluation_data:
-        places = evaluation_places(path) | places
+        places = evaluation_places(path, fields or {}) | places
     found = {task.id: next((places[trace] for trace in traces(vars(task)) if trace in places), None) for task in pool}
     leaks = [(task_id, place) for task_id, place in found.items() if place]
     message = f"{len(leaks)} of {len(pool)} training tasks are evaluation data"
@@ -61,14 +64,15 @@ def guard(pool: list[Task], source: str, evaluation_data: tuple[str, ...], allow
         )
 
 
-def evaluation_places(path: str) -> dict[tuple[str, str], str]:
-    """What tells the tasks of a JSONL file, in any format with ids or questions -> file:line of the first with it.
+def evaluation_places(path: str, fields: dict[str, str]) -> dict[tuple[str, str], str]:
+    """What tells the tasks of a file, in any format with ids or questions, by our names or as `fields` calls them ->
+    file:line of the first with it.
 
     Raises ValueError naming file and line for what is no such task, or the file if it is empty.
     """
     places = {}
     for place, row in read_rows(path):
-        found = traces(row)
+        found = traces(row) + traces({ours: lookup(row, theirs) for ours, theirs in fields.items()})
         if not found:
             raise ValueError(f"{place}: expected an id or a question")
         for trace in found:

@@ -1,14 +1,20 @@
-"""JSONL files from strangers: each line an object, each field checked, each error with its place.
+"""Task files from strangers: each row an object, each field checked, each error with its place.
 
-    FILE -> read_rows -> (file:line, object) -> task_rows -> the fields of a Task
+    FILE -> read_rows -> (file:line, object) -> task_rows -> the fields of a Task, and the item that it is a form of
 
 Also the list of real languages, whose tier and split a row need not repeat.
 """
 
+import hashlib
+import itertools
 import json
 import math
+import re
 from collections.abc import Iterator
 from decimal import Decimal
+from pathlib import Path
+
+from harness.formats import final_answer, lookup, named, parquet_rows, tsv_rows
 
 TIERS = ("high", "low", "xlow", "synthetic")
 SPLITS = ("trained", "held-out", "synthetic")
@@ -33,87 +39,157 @@ def is_text(value: str) -> bool:
 
 
 def read_rows(path) -> Iterator[tuple[str, dict]]:
-    """(file:line, object) of each line of a JSONL file, blank ones left out. ValueError naming the place of anything
-    that is no object; FileNotFoundError if there is no such file."""
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:  # a field that is not UTF-8 is no text
+    """(file:line, object) of each row of a file: of TSV and parquet by their endings, else of JSON Lines, blank lines
+    left out. Rows of published sets have our names too (`formats.named`).
+
+    ValueError naming the place of anything that is no object; FileNotFoundError if there is no such file.
+    """
+    readers = {".tsv": tsv_rows, ".parquet": parquet_rows}
+    for place, row in readers.get(Path(path).suffix.lower(), json_rows)(path):
+        yield place, named(row)
+
+
+def json_rows(path) -> Iterator[tuple[str, dict]]:
+    """The rows of a JSON Lines file."""
+    # utf-8-sig: a byte-order mark is no part of the text; surrogateescape: a field that is not UTF-8 is no text
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}:{number}: not JSON ({error})") from None
+                reason = f"{error}; files of one JSON object per line, .tsv and .parquet are read"
+                raise ValueError(f"{path}:{number}: not JSON ({reason})") from None
             if not isinstance(row, dict):
                 raise ValueError(f"{path}:{number}: expected an object, found {type(row).__name__}")
             yield f"{path}:{number}", row
 
 
-def task_rows(path, known: tuple[str, ...], renamed: dict[str, str]) -> list[dict]:
-    """The fields of each task of a JSONL file, checked, by our names.
+def task_rows(
+    path, known: tuple[str, ...], renamed: dict[str, str], language: str | None = None
+) -> Iterator[tuple[str, dict, str]]:
+    """(file:line, the fields of a task by our names, its item) of each row, checked.
 
-    `known`: the fields of a task; `renamed`: what the file calls some of them. Raises ValueError naming file, line and
-    field for anything malformed, for a repeated id and for a file without tasks.
+    `known`: the fields of a task; `renamed`: what the file calls some of them, as `formats.lookup` reads it;
+    `language`: of rows that name none. An item is what a task and its translations have in common. Raises ValueError
+    naming file, line and field for anything malformed, for a repeated id and for a file without tasks.
     """
+    known = (*known, "item")
     if unknown := set(renamed) - set(known):
         raise ValueError(f"a task has no field {sorted(unknown)}; the fields are {', '.join(known)}")
     names = {name: renamed.get(name, name) for name in known}
-    tasks, line_of = [], {}
+    line_of = {}
     for place, row in read_rows(path):
-        task = checked(row, names, place)
+        task = checked(row, names, place, language)
+        item = task.pop("item") or item_of(task)
+        if task["id"] is None:
+            task["id"] = _unused(digest(task), line_of)
         if task["id"] in line_of:
             raise ValueError(f"{place}: id {task['id']!r} stands already in line {line_of[task['id']]}")
         line_of[task["id"]] = place.rpartition(":")[2]
-        tasks.append(task)
-    if not tasks:
+        yield place, task, item
+    if not line_of:
         raise ValueError(f"{path}: no tasks in this file")
-    return tasks
 
 
-def checked(row: dict, names: dict[str, str], place: str) -> dict:
-    """The task's fields from one object; `names` maps ours to the file's. ValueError naming place and field."""
+def item_of(task: dict) -> str:
+    """What a task has in common with its translations: the English question, else its id without the language.
+
+    >>> [item_of({"language": "es", "question_en": None, "id": id}) for id in ("es/17", "mgsm-es-017", "test.017")]
+    ['17', 'mgsm-017', 'test.017']
+    """
+    code, id = re.escape(task["language"]), task["id"] or digest(task)
+    bare = re.sub(rf"^{code}[-_/.:]|[-_/.:]{code}(?![^-_/.:])", "", id)
+    is_original = task["language"] == "en" and bare == id  # of translations with a question_en; not: a row of mgsm-en
+    return task["question_en"] or (task["question"] if is_original else bare)
+
+
+def digest(task: dict) -> str:
+    """A name made of what is asked: the same in every file, wherever it stands there."""
+    return hashlib.sha256("\n".join((task["question"], *task["choices"])).encode()).hexdigest()[:12]
+
+
+def _unused(id: str, taken) -> str:
+    """The id, or, where a file asks the same twice, the id with a number."""
+    names = itertools.chain([id], (f"{id}-{i}" for i in itertools.count(2)))
+    return next(name for name in names if name not in taken)
+
+
+def checked(row: dict, names: dict[str, str], place: str, language: str | None = None) -> dict:
+    """The task's fields from one object, `id` and `item` None where it has none; `names` maps ours to the file's,
+    `language` stands in for a missing one. ValueError naming place and field."""
 
     def field(name, kinds=(str,), default=None):
-        value = row.get(names[name])
+        value = lookup(row, names[name])
         if value is None:
             if default is None:
                 raise ValueError(f"{place}: field {names[name]!r} is missing")
             return default
         if not isinstance(value, kinds) or isinstance(value, bool):
-            raise ValueError(f"{place}: field {names[name]!r} should be {kinds[0].__name__}, found {value!r}")
+            raise ValueError(f"{place}: field {names[name]!r} should be {kinds[0].__name__}, found {value!r:.80}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{place}: field {names[name]!r} is not a finite number")
         if isinstance(value, str) and not (value.strip() and is_text(value)):
             raise ValueError(f"{place}: field {names[name]!r} is blank, or holds half a surrogate pair")
-        return value
+        return value.replace("\r\n", "\n") if isinstance(value, str) else value
 
     def optional(name, kinds=(str,)):
-        return None if row.get(names[name]) is None else field(name, kinds)
+        return None if lookup(row, names[name]) is None else field(name, kinds)
 
-    language = field("language")
-    tier, split = LANGUAGES.get(language, (None, None))
+    def name_of(name):  # 7 and "7" are the same name
+        value = optional(name, (str, int))
+        return None if value is None else str(value)
+
+    code = field("language", default=language)
+    tier, split = LANGUAGES.get(code, (None, None))
+    if code not in LANGUAGES and None in (lookup(row, names["tier"]), lookup(row, names["split"])):
+        raise ValueError(
+            f"{place}: field {names['language']!r} is {code!r:.40}, a language whose tier and split are not known here "
+            "(harness/jsonl.py has the list): a row may have `tier` and `split` of its own, or say them for the whole "
+            "file, as --fields tier=:high,split=:trained"
+        )
     tier, split = field("tier", default=tier), field("split", default=split)
     for name, value, allowed in (("tier", tier, TIERS), ("split", split, SPLITS)):
         if value not in allowed:
-            raise ValueError(f"{place}: field {names[name]!r} is {value!r}, allowed: {', '.join(allowed)}")
+            raise ValueError(f"{place}: field {names[name]!r} is {value!r:.80}, allowed: {', '.join(allowed)}")
     choices = field("choices", (list,), [])
-    if not all(isinstance(choice, str) and is_text(choice) for choice in choices):
-        raise ValueError(f"{place}: field {names['choices']!r} should hold strings, found {choices!r}")
-    cost_weight = optional("cost_weight", (float, int))
-    if cost_weight is not None and not 0 <= cost_weight <= 10:
-        raise ValueError(f"{place}: field {names['cost_weight']!r} is {cost_weight!r}, allowed: 0 to 10")
-    answer = field("answer", (str, int, float))
-    if isinstance(answer, float):  # written out: 0.00001, where str has 1e-05
-        answer = format(Decimal(str(answer)), "f")
+    if not all(isinstance(choice, str) and choice.strip() and is_text(choice) for choice in choices):
+        raise ValueError(f"{place}: field {names['choices']!r} should hold strings, found {choices!r:.80}")
+    answer, is_worked = _answer(field("answer", (str, int, float)))
+    if not answer:
+        raise ValueError(f"{place}: field {names['answer']!r} has nothing behind its ####")
     return {
-        "id": field("id"),
-        "language": language,
+        "id": name_of("id"),
+        "item": name_of("item"),
+        "language": code,
         "tier": tier,
         "split": split,
-        "domain": field("domain", default="other"),
+        "domain": field("domain", default="math" if is_worked else "other"),
         "question": field("question"),
-        "choices": tuple(choices),
-        "answer": str(answer),
+        "choices": tuple(choice.replace("\r\n", "\n") for choice in choices),
+        "answer": answer,
         "question_en": optional("question_en"),
         "system": optional("system"),
-        "cost_weight": None if cost_weight is None else float(cost_weight),
+        "cost_weight": _cost_weight(optional("cost_weight", (float, int, str)), names["cost_weight"], place),
     }
+
+
+def _answer(value: str | int | float) -> tuple[str, bool]:
+    """The answer as text, and whether a worked solution stood before it, as in GSM8K."""
+    if isinstance(value, str):
+        return final_answer(value), "####" in value
+    # written out: 0.00001, where str has 1e-05
+    return format(Decimal(str(value)), "f") if isinstance(value, float) else str(value), False
+
+
+def _cost_weight(value, name: str, place: str) -> float | None:
+    """From 0 to 10. A table and a constant of --fields can only hold text."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError(f"{place}: field {name!r} should be float, found {value!r:.80}") from None
+    if value is not None and not 0 <= value <= 10:
+        raise ValueError(f"{place}: field {name!r} is {value!r:.80}, allowed: 0 to 10")
+    return None if value is None else float(value)

@@ -91,8 +91,8 @@ class Options:
     """Options of every command that samples from a policy."""
 
     preset: Neutral[Literal["tiny", "qwen3-4b"]] = "tiny"  # named set of defaults
-    data: str = "tiny"  # JSONL file of tasks; "tiny": the embedded world; "tiny-prices": its tasks state a lambda each
-    fields: str = ""  # names of the file's fields, as ours=theirs,ours=theirs
+    data: str = "tiny"  # JSONL, TSV, parquet; "tiny": the embedded world; "tiny-prices": its tasks state a lambda each
+    fields: str = ""  # the file's fields, as ours=theirs,ours=theirs; theirs: a name, a path a.0.b, a constant :es
     translator: str = "lexicon"  # engine: lexicon, apertium, recorded:FILE, {libre,apy,chat}+http(s)://…
     cache: Neutral[str] = ""  # SQLite file that keeps translations, for this run and others (not the lexicon's)
     money_per_char: Neutral[Amount] = 0.0  # what the engine charges per character

@@ -11,10 +11,11 @@ import hashlib
 import itertools
 import random
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 
-from data import Task, load_tasks
+from data import Task
 from harness.guard import guard
+from harness.jsonl import item_of, task_rows
 from harness.options import Options, TrainingOptions, require
 from tiny import world
 from tiny.languages import languages
@@ -38,10 +39,10 @@ def training_tasks(options: TrainingOptions, tiers: list[str], seed: int):
 
         return draw
 
-    tasks = [task for task in _file(options) if part_of(task) == "train" and task.split == "trained"]
+    tasks = [task for task in _file(options, "train") if task.split == "trained"]
     pool = [task for task in tasks if task.tier in tiers]
     require(bool(pool), f"{options.data}: no training tasks in the tiers {', '.join(tiers)}")
-    guard(pool, options.data, options.evaluation_data, options.allow_evaluation_data)
+    guard(pool, options.data, options.evaluation_data, options.allow_evaluation_data, options.field_names)
 
     def draw(step: int, count: int) -> list[Task]:
         drawn, orders = [], {}
@@ -67,10 +68,9 @@ def evaluation_tasks(options: Options, part: str, count: int) -> dict[str, list[
         found = {name: world.tasks(part, codes, count, "evaluation") for name, codes in groups.items()}
         return found if options.data == "tiny" else {name: with_prices(tasks, name) for name, tasks in found.items()}
     by_group = {}  # group -> language -> tasks
-    for task in _file(options):
-        if part_of(task) == part:
-            group = by_group.setdefault(task.tier if task.split == "trained" else task.split, {})
-            group.setdefault(task.language, []).append(task)
+    for task in _file(options, part):
+        group = by_group.setdefault(task.tier if task.split == "trained" else task.split, {})
+        group.setdefault(task.language, []).append(task)
     return {name: _in_turn(group.values())[:count] for name, group in by_group.items()}
 
 
@@ -96,11 +96,15 @@ def _in_turn(lists: Iterable[list]) -> list:
     return [entry for row in itertools.zip_longest(*lists) for entry in row if entry is not None]
 
 
-def _file(options: Options) -> list[Task]:
-    return load_tasks(options.data, options.field_names)
+def _file(options: Options, part: str) -> list[Task]:
+    """The file's tasks of a part."""
+    rows = task_rows(options.data, tuple(Task.__dataclass_fields__), options.field_names)
+    tasks = [(Task(**row), item) for _, row, item in rows]
+    return [task for task, item in tasks if part_of(task, item) == part]
 
 
-def part_of(task: Task) -> str:
-    """train, validation or test, 8 : 1 : 1, by the English question where known: translations stay together."""
-    key = int(hashlib.sha256((task.question_en or task.id).encode()).hexdigest(), 16) % 10
+def part_of(task: Task, item: str | None = None) -> str:
+    """train, validation or test, 8 : 1 : 1, by the item, which all translations share: what the file names so, else the
+    English question, else the id without the language."""
+    key = int(hashlib.sha256((item or item_of(asdict(task))).encode()).hexdigest(), 16) % 10
     return (["train"] * 8 + ["validation", "test"])[key]

@@ -139,7 +139,7 @@ def test_weights_that_do_not_fit_are_named(refused, tmp_path, change):
     [
         ('{"id": "x"', ":81: not JSON"),
         ("[]", ":81: expected an object"),
-        ('{"id": "x", "language": "low-01"}', ":81: field '.*' is missing"),
+        ('{"id": "x", "language": "de"}', ":81: field '.*' is missing"),
         (
             '{"id": "x", "language": "low-01", "tier": "medium", "split": "trained", "question": "?", "answer": "1"}',
             ":81: field 'tier' is 'medium'",

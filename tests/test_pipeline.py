@@ -279,7 +279,7 @@ def test_gsm8k_is_read_as_it_is(tmp_path):
     file = tmp_path / "test.jsonl"
     file.write_text(json.dumps({"question": "How many?", "answer": "1000*2=<<1000*2=2000>>\n#### 2,000"}) + "\n")
     (found,) = pipeline.english_tasks(str(file), {}, 10)
-    assert (found.id, found.question, found.answer, found.domain) == ("test-00001", "How many?", "2000", "math")
+    assert (found.question, found.answer, found.domain) == ("How many?", "2000", "math")
 
 
 @pytest.mark.parametrize(

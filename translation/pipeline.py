@@ -4,11 +4,12 @@
 
     task -> cut and protect -> translate -> restore -> translate back -> verify -> kept | rejected, with the reason
 
-Input: JSONL with `question` and `answer`, `id`, `choices` and `domain` where there are any; GSM8K's own format is
-accepted as it is; `tiny` is the embedded world's English test tasks. Beside the output stand FILE.rejects.jsonl, a
-report as JSON and as a page (see `page.py`), FILE.cache.sqlite with all that the engine answered, and
-FILE.journal.jsonl with finished round trips. A run that was killed goes on from there, and one that changes only the
-checks translates nothing again. What the engine failed to translate is in no journal: run again to try again.
+Input: tasks with `question` and `answer`, `id`, `choices` and `domain` where there are any, in any file that
+`harness/jsonl.py` reads, GSM8K's own among them; `tiny` is the embedded world's English test tasks. Beside the output
+stand FILE.rejects.jsonl, a report as JSON and as a page (see `page.py`), FILE.cache.sqlite with all that the engine
+answered, and FILE.journal.jsonl with finished round trips. A run that was killed goes on from there, and one that
+changes only the checks translates nothing again. What the engine failed to translate is in no journal: run again to try
+again.
 
 The answer stays as it is. Where it is the text of a choice, that is the English text, since answers are English by
 construction and prompts ask for English: whoever translates and answers in English is right.
@@ -17,19 +18,17 @@ Left out: translation into several variants, repair of what was rejected, detect
 """
 
 import json
-import math
 import os
 import re
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
-from decimal import Decimal
 from pathlib import Path
 from typing import ClassVar
 
 from data import Task
-from harness.jsonl import LANGUAGES, is_text, read_rows
+from harness.jsonl import LANGUAGES, task_rows
 from harness.options import Options, clear_errors, parse, require
 from tiny import world
 from tiny.languages import WORLD, LexiconTranslator
@@ -45,51 +44,18 @@ BATCH = 16  # tasks in one call of the engine: starting Apertium takes longer th
 
 
 def english_tasks(path: str, names: dict[str, str], count: int) -> list[Task]:
-    """The first `count` tasks of a JSONL file, or of the embedded world (500 at most); `names` maps our fields to the
-    file's. ValueError naming file and line for anything that is not an English task, and for a repeated id."""
+    """The first `count` tasks of a file, or of the embedded world (500 at most); `names` maps our fields to the file's.
+    ValueError naming file and line for anything that is not an English task, and for a repeated id."""
     if path == "tiny":
         return world.tasks("test", ["en"], min(count, 500), "translation")
-    tasks = {}
-    for place, row in read_rows(path):
-        try:
-            task = _english_task(row, names, f"{Path(path).stem}-{int(place.rpartition(':')[2]):05d}")
-            require(task.id not in tasks, f"the id {task.id!r} is there already")
-        except ValueError as error:
-            raise ValueError(f"{place}: {error}") from None
-        tasks[task.id] = task
+    names = {**names, "tier": ":high", "split": ":trained"}  # what the file says of these is of no use here
+    tasks = []
+    for place, row, _ in task_rows(path, tuple(Task.__dataclass_fields__), names, language="en"):
+        require(row["language"] == "en", f"{place}: the language is {row['language']!r}, only English is translated")
+        tasks.append(Task(**row))
         if len(tasks) == count:
             break
-    require(bool(tasks), f"{path}: no tasks in this file")
-    return list(tasks.values())
-
-
-def _english_task(row: dict, names: dict[str, str], default_id: str) -> Task:
-    value = {name: row.get(names.get(name, name)) for name in Task.__dataclass_fields__}
-    require(value["language"] in (None, "en"), f"the language is {value['language']!r}, only English is translated")
-    answer, id = value["answer"], value["id"]
-    if isinstance(answer, int | float) and not isinstance(answer, bool):
-        require(math.isfinite(answer), f"answer is not a finite number: {answer}")
-        answer = format(Decimal(str(answer)), "f")  # written out: 0.00001, where str has 1e-05
-    if isinstance(id, int) and not isinstance(id, bool):
-        id = str(id)
-    texts = {"question": _lines(value["question"]), "answer": answer}
-    texts |= {"id": default_id if id is None else id, "domain": value["domain"] or "other"}
-    choices = value["choices"] or []
-    require(isinstance(choices, list), f"choices should be a list, found {choices!r:.60}")
-    choices = [_lines(choice) for choice in choices]
-    if isinstance(answer, str) and "####" in answer:  # GSM8K: the worked solution, then "#### 1,234"
-        answer = answer.rpartition("####")[2].strip()
-        if re.fullmatch(r"[-+]?\$?\d{1,3}(,\d{3})+(\.\d+)?", answer):  # not the comma of a pair, or of Paris, France
-            answer = answer.replace(",", "")
-        texts |= {"answer": answer, "domain": value["domain"] or "math"}
-    for name, text in [*texts.items(), *[("choices", choice) for choice in choices]]:
-        require(isinstance(text, str) and bool(text.strip()) and is_text(text), f"{name} should be text: {text!r:.60}")
-    return Task(language="en", tier="high", split="trained", choices=tuple(choices), question_en=None, **texts)
-
-
-def _lines(text):
-    """Windows' line breaks as ours."""
-    return text.replace("\r\n", "\n") if isinstance(text, str) else text
+    return tasks
 
 
 # --- there and back ---------------------------------------------------------------------------------------------
@@ -290,7 +256,7 @@ class TranslateOptions(Options):
     """Options of translation/pipeline.py."""
 
     data: ClassVar[str] = ""  # not an option here: --input
-    input: str = "tiny"  # JSONL file of English tasks, or "tiny", the embedded world's
+    input: str = "tiny"  # file of English tasks, or "tiny", the embedded world's
     items: int = 10**9  # translate only the first tasks
     languages: str = ""  # codes to translate into, separated by commas
     output: str = "tasks.jsonl"  # kept tasks; FILE.rejects.jsonl and FILE.journal.jsonl stand beside it
