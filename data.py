@@ -28,6 +28,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as FastTokenizer
 
 from harness.jsonl import task_rows
+from harness.tokenizer import read_tokenizer
 
 
 @dataclass(frozen=True)
@@ -88,15 +89,14 @@ class Tokenizer:
         path = Path(directory) / "tokenizer.json"
         if not path.is_file():
             raise FileNotFoundError(f"{directory}: no tokenizer here (tokenizer.json is missing)")
+        raw = read_tokenizer(path)
+        # Disabling *special* tokens is not enough: <tool_call> and <think> are added tokens but not special ones. So
+        # the second tokenizer has no added tokens, nor vocabulary entries of their text.
+        self.control = {token["content"]: token["id"] for token in raw["added_tokens"]}
+        words = {text: id for text, id in raw["model"]["vocab"].items() if text not in self.control}
+        plain = {**raw, "added_tokens": [], "model": {**raw["model"], "vocab": words}}
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-            self._full = FastTokenizer.from_str(json.dumps(raw))
-            # Disabling *special* tokens is not enough: <tool_call> and <think> are added tokens but not special ones.
-            # So the second tokenizer has no added tokens, nor vocabulary entries of their text.
-            self.control = {token["content"]: token["id"] for token in raw["added_tokens"]}
-            raw["added_tokens"] = []
-            raw["model"]["vocab"] = {t: i for t, i in raw["model"]["vocab"].items() if t not in self.control}
-            self._plain = FastTokenizer.from_str(json.dumps(raw))
+            self._full, self._plain = (FastTokenizer.from_str(json.dumps(content)) for content in (raw, plain))
         except Exception as error:  # tokenizers raises bare Exception
             raise ValueError(f"{path}: not a readable tokenizer ({error})") from None
         for piece in (IM_START, IM_END, CALL, END_CALL, RESPONSE, END_RESPONSE):

@@ -267,7 +267,7 @@ def train(config: Config, device: str) -> None:
         model = distributed.shard(model, getattr(torch, config.dtype))
         optimizer = adamw(model, config)
         run.open(model, optimizer)
-    print(introduction(config, draw_tasks(0, 1)[0], tokenizer))
+    print(introduction(config, draw_tasks(0, 1)[0], tokenizer, base))
 
     first, total = run.state["step"], config.steps
     progress = tqdm(range(first, total), initial=first, total=total, unit="step", disable=not run.is_writer)

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from data import Task, encode_prompt, load_tokenizer
 from harness.rundir import policy_directory
 from harness.tasks import training_tasks
+from harness.template import remark, require_a_free_start
 from logprob import CHUNK_BYTES
 from model import GROWTH, Config, read_config
 
@@ -157,10 +158,12 @@ def describe(parts: dict[str, int]) -> str:
 # --- before a run -----------------------------------------------------------------------------------------------
 
 
-def introduction(config, task: Task, tokenizer) -> str:
-    """The resolved configuration, and the first prompt as the policy will see it."""
+def introduction(config, task: Task, tokenizer, base) -> str:
+    """The resolved configuration, the first prompt as the policy will see it, and whether `base`, the directory that it
+    comes from, has a chat template of another kind."""
     prompt = tokenizer.decode(encode_prompt(task, tokenizer, config.chat))
-    return f"{json.dumps(asdict(config), indent=2)}\nfirst prompt:\n{prompt}"
+    said = remark(base, tokenizer, config.chat)
+    return f"{json.dumps(asdict(config), indent=2)}\nfirst prompt:\n{prompt}" + (f"\n{said}" if said else "")
 
 
 def dry_run(config) -> str:
@@ -169,6 +172,7 @@ def dry_run(config) -> str:
     Reads the model's config.json and tokenizer, not its weights. Raises as train.py would for what cannot be read.
     """
     base = policy_directory(config.model)
+    require_a_free_start(base)
     tokenizer, shape = load_tokenizer(base), read_config(base)
     draw_tasks = training_tasks(config, config.tiers, config.seed)
     longest = max(len(encode_prompt(task, tokenizer, config.chat)) for task in draw_tasks(0, config.prompts))
@@ -186,7 +190,7 @@ def dry_run(config) -> str:
     most = count * config.max_new_tokens
     return "\n".join(
         [
-            introduction(config, draw_tasks(0, 1)[0], tokenizer),
+            introduction(config, draw_tasks(0, 1)[0], tokenizer, base),
             *lines,
             f"plan: {config.steps} steps, each {config.prompts} prompts x {config.group_size} = {count} rollouts and "
             f"{config.minibatches} optimizer steps",

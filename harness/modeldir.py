@@ -23,7 +23,7 @@ from torch import Tensor
 WEIGHTS = "model.safetensors"
 CHECKSUMS = "checksums.json"  # file -> SHA-256, of every other file of the directory
 # What a directory holds of a run, or of its weights, and what is therefore not copied from one to the next.
-OWN_FILES = ("config.json", "state.json", CHECKSUMS, f"{WEIGHTS}.index.json")
+OWN_FILES = ("config.json", "state.json", CHECKSUMS)
 # The whole numbers of a config.json, and the most that each may be: far above any published model, and still few
 # enough layers to be laid out in a second before a file turns out not to hold them.
 SIZES = {
@@ -62,6 +62,8 @@ def read_config(directory, known: tuple[str, ...], required: tuple[str, ...]) ->
         "attention_bias": raw.get("attention_bias", False),
         "use_sliding_window": raw.get("use_sliding_window", False),
         "quantization_config": raw.get("quantization_config") is not None,
+        "layer_types": any(kind != "full_attention" for kind in raw.get("layer_types") or ()),
+        "partial_rotary_factor": any(place.get("partial_rotary_factor", 1) != 1 for place in (raw, *ropes.values())),
         "rope type": any(kind != "default" for kind in rope_types),
     }
     for name, is_unsupported in unsupported.items():
@@ -163,7 +165,8 @@ def write(directory, config: dict, tensors: dict[str, Tensor], like=None) -> Non
         kept = _json_object(Path(like) / "config.json")
         config = {**kept, **config, **({"dtype": config["torch_dtype"]} if "dtype" in kept else {})}
         for path in Path(like).iterdir():
-            if path.is_file() and path.name not in OWN_FILES and path.suffix not in (".safetensors", ".bin"):
+            is_weights = path.suffix in (".safetensors", ".bin") or path.name.endswith(".index.json")
+            if path.is_file() and path.name not in OWN_FILES and not is_weights:
                 shutil.copyfile(path, directory / path.name)
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

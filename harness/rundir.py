@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import model as model_file
 from data import load_tokenizer
-from harness import distributed
+from harness import distributed, template
 from harness.guard import Diverged
 from harness.metrics import rounded
 from harness.modeldir import damage_of, is_finite, shorten, sync, write_directory, write_json
@@ -142,6 +142,7 @@ class Run:
 
         def write(directory: Path) -> None:
             model_file.save(policy, directory, like=source)
+            template.keep(directory, self.config.chat)
             tensors = {name: value.contiguous() if value.ndim else value.reshape(1) for name, value in moments.items()}
             save_file(tensors, directory / "optimizer.safetensors")
             write_json(directory / "state.json", self.state)
@@ -198,6 +199,7 @@ class Run:
 
         def write(directory: Path) -> None:
             model_file.save(policy, directory, like=source)
+            template.keep(directory, self.config.chat)
             write_json(directory / "state.json", self.state["best"])
 
         write_directory(self.path / "best", write)
@@ -301,6 +303,7 @@ def load_policy(path, device: str = "cpu", dtype: torch.dtype = torch.float32):
     directory = policy_directory(path)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {device}: torch finds no such device here")
+    template.require_a_free_start(directory)
     model, tokenizer = model_file.load(directory, device, dtype), load_tokenizer(directory)
     if tokenizer.size > model.config.vocab_size:
         sizes = f"tokenizer.json has {tokenizer.size} ids, the model {model.config.vocab_size} rows"

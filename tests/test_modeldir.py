@@ -244,3 +244,16 @@ def test_the_checks_take_what_this_code_writes(tmp_path):
         assert policy_directory(place) == place
         assert load_policy(place, dtype=dtype)[0].config == model.config
     assert modeldir.shorten("z" * 200) == "'" + "z" * 78 + "…"
+
+
+@pytest.mark.parametrize(
+    "field",
+    [{"layer_types": ["full_attention", "sliding_attention"]}, {"rope_parameters": {"partial_rotary_factor": 0.5}}],
+    ids=["sliding layers", "a part of the head is rotated"],
+)
+def test_what_transformers_5_may_say_and_is_not_computed_here_is_refused(directory, field):
+    """Catches a window, or a rotation of half a head, that is ignored: every logit would be wrong, without a word."""
+    change(directory, **field)
+    assert "is not supported" in refused(directory)
+    change(directory, layer_types=["full_attention"] * 2, rope_parameters={"partial_rotary_factor": 1.0})
+    load_policy(directory)

@@ -5,13 +5,14 @@ import json
 import os
 import shutil
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
 from helpers import files_under, hand_made, random_directory
 
 import model as model_file
-from data import Task, load_tokenizer
+from data import Chat, Task, load_tokenizer
 from harness import metrics
 from harness.guard import Diverged
 from harness.metrics import logged_rows, rollout_row
@@ -33,6 +34,7 @@ class Options:
     max_rows: Neutral[int] = 4
     policy: tuple = ("a",)
     cost_weight: float = 0.1 + 0.2
+    chat: ClassVar[Chat] = Chat()
 
 
 def begin(directory, resume=False, **options) -> Run:
