@@ -138,6 +138,17 @@ def read_tensors(directory, device, dtype: torch.dtype) -> dict[str, Tensor]:
     return found
 
 
+def stored_dtype(directory) -> torch.dtype:
+    """In what the directory's weights are stored, by their embedding; of a header, nothing is loaded."""
+    names = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    for path in _weight_files(Path(directory)):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():
+                if name.removeprefix("model.") == "embed_tokens.weight":
+                    return names.get(file.get_slice(name).get_dtype(), torch.float32)
+    raise ValueError(f"{directory}: embed_tokens.weight is missing")
+
+
 def is_finite(tensor: Tensor) -> bool:
     """Whether all of it is; makes no copy of it."""
     return not tensor.numel() or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())

@@ -23,7 +23,7 @@ from data import load_tokenizer
 from harness import distributed, template
 from harness.guard import Diverged
 from harness.metrics import rounded
-from harness.modeldir import damage_of, is_finite, shorten, sync, write_directory, write_json
+from harness.modeldir import damage_of, is_finite, shorten, stored_dtype, sync, write_directory, write_json
 from harness.options import deciding
 from model import Qwen3
 
@@ -188,7 +188,7 @@ class Run:
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
     def keep_best(self, model: Qwen3, source, step: int, validation: dict) -> None:
-        """`best/`: the policy with the highest validation utility so far. Diverged as above."""
+        """`best/`: the policy with the highest validation utility so far, in `source`'s dtype. Diverged as above."""
         if self.state["best"] is not None and validation["utility"] <= self.state["best"]["utility"]:
             return
         self.state["best"] = {"step": step, **validation}
@@ -198,7 +198,7 @@ class Run:
             return
 
         def write(directory: Path) -> None:
-            model_file.save(policy, directory, like=source)
+            model_file.save(_as_stored(policy, source), directory, like=source)
             template.keep(directory, self.config.chat)
             write_json(directory / "state.json", self.state["best"])
 
@@ -259,6 +259,13 @@ def _require_finite(policy: Qwen3 | None, moments: dict | None = None) -> None:
     bad = next((name for name, tensor in tensors.items() if not is_finite(tensor.detach())), "")
     if bad := distributed.any_rank(bad):
         raise Diverged(f"{bad} is not finite, so it was not saved")
+
+
+def _as_stored(policy: Qwen3, source) -> Qwen3:
+    """The policy in the dtype of the directory's weights; trained weights are float32."""
+    dtype = stored_dtype(source)
+    tensors = {name: tensor.detach().to(dtype) for name, tensor in policy.state_dict().items()}
+    return model_file.assemble(policy.config, tensors)
 
 
 def _without_nan(row: dict) -> dict:

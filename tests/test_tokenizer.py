@@ -1,4 +1,4 @@
-"""tokenizer.json as strangers leave it, and Qwen3's own: its ids of prompts and tool turns are those of its template."""
+"""tokenizer.json as strangers leave it, and Qwen3's own, whose ids of prompts and tool turns are its template's."""
 
 import hashlib
 import itertools
@@ -81,8 +81,8 @@ def test_a_sound_tokenizer_with_a_byte_order_mark_is_read(changed, tokenizer):
 
 # --- Qwen3's own ------------------------------------------------------------------------------------------------------
 
-# SHA-256, first 16 characters, of the ids that the published template, rendered with jinja2, and the tokenizer as anybody
-# loads it (tokenizers 0.23.3) give for every tenth row of the file, by language: `published` below makes them.
+# SHA-256, first 16 characters, of the ids that the published template, rendered with jinja2, and the tokenizer as
+# anybody loads it (tokenizers 0.23.3) give for every tenth row of the file, by language: `published` below makes them.
 GOLDEN = {
     "mgsm": {
         "en": "604286c75bdc5f19",
