@@ -155,8 +155,9 @@ def test_the_table_of_four_cases_is_what_gspo_computes():
         assert correct.shape == (1, 8)
         confidence = gspo.confidence(correct, called, "native")
         assert float(confidence) == kappa
-        charges = gspo.charge(called, gspo.gate(confidence, "threshold", 0.95), 0.25)
-        found = gspo.group_advantages(gspo.shaped_reward(correct, charges), "none")[0].tolist()
+        charges = gspo.charge(called, gspo.gate(confidence, "threshold", 0.95), train.Config().cost_weight)
+        shaped = gspo.shaped_reward(correct, charges, "subtract")
+        found = gspo.shaped_advantages(correct, shaped, "decoupled")[0].tolist()
         for row in rows:
             if int(row[column]):
                 advantage = found[group.index((row[0] == "right", row[1] == "called"))]

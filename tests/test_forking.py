@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from helpers import ROOT, environment
 from data import load_tokenizer
 from harness.viewer import show
 from tiny.languages import WORLD
+from train import Config
 
 PAGE = (ROOT / "docs" / "forking.md").read_text(encoding="utf-8")
 PRODUCT = ("*.py", "harness/*.py", "translation/*.py", "tiny/*.py", "tiny/base/*")  # what a run needs
@@ -96,10 +98,14 @@ def confidence(group: list[dict]) -> float:
 
 
 def check_advantages(group: list[dict], gate: float) -> None:
-    """The logged advantages of a group are those of its rewards, charged at the default cost weight and this gate."""
-    scores = [rollout["score"] for rollout in group]
-    shaped = [score["reward"] * (1 - min(0.25 * score["cost"] * gate, 0.99)) for score in scores]
-    expected = [reward - sum(shaped) / len(shaped) for reward in shaped]
+    """The logged advantages of a group: its rewards over their deviation, less its charges at this gate."""
+    rewards = [rollout["score"]["reward"] for rollout in group]
+    charges = [Config().cost_weight * rollout["score"]["cost"] * gate for rollout in group]
+    deviation = statistics.pstdev(rewards) or 1
+    expected = [
+        (reward - statistics.mean(rewards)) / deviation - (charge - statistics.mean(charges))
+        for reward, charge in zip(rewards, charges, strict=True)
+    ]
     assert [rollout["advantage"] for rollout in group] == pytest.approx(expected, abs=1e-3)
 
 
