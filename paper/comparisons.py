@@ -1,44 +1,39 @@
 """Policies side by side, from what happened to each item: everything that the tables of the experiments say.
 
-    {name: Policy} -> summarise, introspection, ... -> summary.json
+    {name: Policy} -> policy_summary, summarise, shifted -> summary.json
 
 Called by reproduce.py and figures.py. A policy has one set of outcomes per seed, on the same items, so differences are
 paired. [mean, deviation] is over seeds; an interval is a 95% percentile bootstrap over items of the mean over seeds.
 "Reward" is accuracy x 100, as in the paper.
 
-Left out: the formulas, which are in measures.py, and how anything is printed (tables.py, figures.py).
+Left out: the formulas, which are in measures.py, shares of prices (pareto.py), languages (introspection.py), and how
+anything is printed (tables.py, figures.py).
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from eval import paired_difference
 from paper.measures import (
     Point,
-    bootstrap,
+    at_cost,
     frontier,
     headroom_recovered,
+    languages_resampled,
     oracle,
-    pareto_shares,
     route,
     share_of,
-    spearman,
-    split_half_ceiling,
+    spread,
     tune_threshold,
 )
+from paper.pareto import CUTS, coin_points, share_of_prices, shares_by_set
 
 TRAINED = ("high", "low", "xlow")
 HELD_OUT = tuple(f"held-out {tier}" for tier in TRAINED)
 GROUPS = (*TRAINED, *HELD_OUT, "synthetic")
-# What a gated policy is compared with. A Pareto share depends on the set, so that a share without its set says nothing.
-# The paper states its share beside an unconstrained policy, over a range of prices that our source does not give.
-SETS = (
-    ("unconstrained", "gated"),
-    ("base", "unconstrained", "gated"),
-    ("always translate", "unconstrained", "plain cost", "gated"),
-)
-RANGES = (1.0, 0.5)  # prices from 0 to this
+ALONE = ("base", "never translate", "always translate", "unconstrained")  # no member of a family
 
 
 @dataclass(frozen=True)
@@ -50,6 +45,7 @@ class Policy:
     command: str
     seeds: list[dict[str, np.ndarray]]
     validation: Point | None = None  # (accuracy, cost) of what train.py chose, on validation items, mean over seeds
+    curves: list[dict] = field(default_factory=list)  # of its training, by seed
 
     def mean(self, measure: str) -> np.ndarray:
         """Mean over seeds of each item's value, [N]."""
@@ -60,8 +56,19 @@ class Policy:
         seeds = self.seeds if seed is None else [self.seeds[min(seed, len(self.seeds) - 1)]]
         return tuple(float(np.mean([one[name][mask].mean() for one in seeds])) for name in ("correct", "cost"))
 
+    def points(self, mask: np.ndarray) -> list[Point]:
+        """(accuracy, cost) on the chosen items with each seed."""
+        return [self.point(mask, seed) for seed in range(len(self.seeds))]
 
-def routers(models: list[dict], prices: list[float], suffix: str) -> list[Policy]:
+    def mixed_reversed(self, tier: str) -> float:
+        """The share of right answers with a call that training punished, in groups that also hold a wrong answer: the
+        mean over training and over seeds. NaN where nothing is known."""
+        curves = [curve["tier"][tier]["mixed_reversed_rate"] for curve in self.curves if tier in curve["tier"]]
+        values = [value for curve in curves for value in curve if value is not None]
+        return float(np.mean(values)) if values else float("nan")
+
+
+def routers(models: list[dict], prices: Sequence[float], suffix: str) -> list[Policy]:
     """The hand-made router, one for each price, and the oracle: both choose between a model's own outcomes with the
     tool forbidden and forced, so that they differ from that model in *when* it calls and in nothing else.
 
@@ -78,11 +85,6 @@ def routers(models: list[dict], prices: list[float], suffix: str) -> list[Policy
         found.append(Policy(f"router{suffix} {price:g}", f"router{suffix}", source, seeds))
     best = [oracle(model["test/forbidden"], model["test/forced"]) for model in models]
     return [*found, Policy(f"oracle{suffix}", f"oracle{suffix}", source, best)]
-
-
-def spread(values: list[float]) -> list[float]:
-    """[mean, standard deviation over seeds]; the deviation of a single seed is 0."""
-    return [round(float(np.mean(values)), 4), round(float(np.std(values, ddof=1)) if len(values) > 1 else 0.0, 4)]
 
 
 def masks(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -107,11 +109,16 @@ def policy_summary(policy: Policy, pool: dict[str, Policy], columns: dict) -> di
         if group in GROUPS:  # one rendering of each item, so tasks can be resampled as items
             gain = paired_difference(base.mean("correct")[mask], policy.mean("correct")[mask])
             groups[group]["gain"] = [round(100 * value, 2) for value in gain]
+            difference = (policy.mean("correct") - base.mean("correct"))[mask]
+            resampled = languages_resampled(difference, columns["language"][mask])
+            groups[group]["gain, languages resampled"] = [round(100 * value, 2) for value in resampled]
     out = {"family": policy.family, "command": policy.command, "seeds": len(policy.seeds), "groups": groups}
     rates = [[seed["used_tool"][columns["group"] == tier].mean() for tier in TRAINED] for seed in policy.seeds]
     out["ordered in every seed"] = all(bool(high < low <= xlow) for high, low, xlow in rates)
     trained = masks(columns)["trained"]
-    points = [policy.point(trained, seed) for seed in range(len(policy.seeds))]
+    points = policy.points(trained)
+    if policy.curves:
+        out["mixed_reversed"] = {tier: round(policy.mixed_reversed(tier), 4) for tier in TRAINED}
     if "oracle" in pool:
         limits = base.point(trained)[0], pool["oracle"].point(trained)[0]
         out["headroom"] = spread([headroom_recovered(accuracy, *limits) for accuracy, _ in points])
@@ -122,15 +129,17 @@ def policy_summary(policy: Policy, pool: dict[str, Policy], columns: dict) -> di
     return out
 
 
-def summarise(pool: dict[str, Policy], ours: str, columns: dict) -> dict:
-    """Everything about policies on the test items; `ours` names the gated policy with the default options."""
-    found = {"headline": ours, "policies": {name: policy_summary(p, pool, columns) for name, p in pool.items()}}
-    family, _, weight = ours.partition("-")
-    found["at full reward"] = cheapest_at_full_reward(pool, family)
-    sets = [members_of(names, family, weight) for names in SETS]
-    sets.append(["base", "never translate", *sets[-1]])
-    found["pareto"] = {", ".join(names): pareto(pool, names, columns) for names in sets if set(names) <= set(pool)}
-    found["pareto by set"] = pareto_by_set(pool, family, columns)
+def summarise(pool: dict[str, Policy], ours: str, columns: dict, own: dict[str, list[dict]]) -> dict:
+    """What compares policies on the test items. `ours` names the gated policy with the default options; own: its
+    outcomes "free", "forbidden" and "forced", by seed, for the coin; empty if they are not there."""
+    family = ours.rpartition("-")[0]
+    found = {"at full reward": cheapest_at_full_reward(pool, family)}
+    found["pareto"] = {
+        name.rpartition("-")[2]: pareto(pool, name, columns, own if name == ours else {})
+        for name in sorted(pool, key=weight_of)
+        if pool[name].family == family
+    }
+    found["over-suppression"] = over_suppression(pool, family, columns)
     if ours in pool:
         found["dominance"] = dominance(pool, family, columns)
         found["domains"] = domain_table(pool[ours], columns)
@@ -139,72 +148,77 @@ def summarise(pool: dict[str, Policy], ours: str, columns: dict) -> dict:
     return found
 
 
+def weight_of(name: str) -> float:
+    """The cost weight in a policy's name, FAMILY-WEIGHT; infinite for one that is in no family."""
+    try:
+        return float(name.rpartition("-")[2])
+    except ValueError:
+        return float("inf")
+
+
 # --- Pareto shares and frontiers --------------------------------------------------------------------------------
 
 
-def members_of(names: tuple[str, ...], family: str, weight: str) -> list[str]:
-    """The policies that a set of `SETS` means at this cost weight."""
-    return [{"plain cost": f"plain-{weight}", "gated": f"{family}-{weight}"}.get(name, name) for name in names]
-
-
-def shares_by_seed(pool: dict[str, Policy], families: dict[str, list[str]], mask, highest: float = 1.0) -> dict:
-    """Family -> [mean, deviation] over seeds of its Pareto share of the prices in [0, highest]. The same seed of all
-    policies is compared; one with a single seed takes part in each comparison."""
-    count = max(len(pool[name].seeds) for names in families.values() for name in names)
-    by_seed = [
-        pareto_shares(
-            {family: [pool[name].point(mask, seed) for name in names] for family, names in families.items()}, highest
-        )
-        for seed in range(count)
-    ]
-    return {family: spread([shares[family] for shares in by_seed]) for family in families}
-
-
-def pareto(pool: dict[str, Policy], names: list[str], columns: dict) -> dict:
-    """Shares of the prices in [0, 1] for a set of policies: over the trained tiers together (mean and deviation over
-    seeds; the interval is of the last policy named), and by group, domain and language."""
+def pareto(pool: dict[str, Policy], gated: str, columns: dict, own: dict[str, list[dict]]) -> list[dict]:
+    """The shares of prices of this gated policy in every set, and of what stands in its place: the plain cost of the
+    same weight, the router whose cost is nearest, and, of its `own` outcomes, the coin."""
+    plain, points, nulls = f"plain-{gated.rpartition('-')[2]}", {}, {}
     trained = masks(columns)["trained"]
-
-    def shares(mask) -> dict[str, float]:
-        return pareto_shares({name: [pool[name].point(mask)] for name in names})
-
-    rows = np.flatnonzero(trained)
-    interval = bootstrap(lambda chosen: shares(rows[chosen])[names[-1]], columns["item"][rows], 300)
-    cuts = {"group": masks(columns)}
-    cuts["domain"] = {name: trained & (columns["domain"] == name) for name in np.unique(columns["domain"])}
-    cuts["language"] = {name: columns["language"] == name for name in np.unique(columns["language"])}
-    return {
-        "trained": shares_by_seed(pool, {name: [name] for name in names}, trained),
-        "interval": [round(x, 4) for x in interval],
-        **{
-            f"by {cut}": {
-                str(part): {name: round(share, 4) for name, share in shares(mask).items()}
-                for part, mask in parts.items()
-            }
-            for cut, parts in cuts.items()
-        },
-    }
+    routed = [policy for policy in pool.values() if policy.family == "router"]
+    routed.sort(key=lambda router: abs(router.point(trained)[1] - pool[gated].point(trained)[1]))
+    for cut in CUTS:
+        mask = masks(columns)[cut]
+        seeds = {name: pool[name].points(mask) for name in ALONE if name in pool}
+        points[cut] = seeds | {"gated": pool[gated].points(mask)}
+        nulls[cut] = {"coin": coin_points(**own, mask=mask)} if own else {}
+        if routed:
+            nulls[cut]["router"] = routed[0].points(mask)
+        if plain in pool:
+            points[cut]["plain cost"] = nulls[cut]["plain cost"] = pool[plain].points(mask)
+    return shares_by_set(points, nulls)
 
 
-def pareto_by_set(pool: dict[str, Policy], family: str, columns: dict) -> list[dict]:
-    """An entry per set of `SETS` and range of `RANGES`: "set", "highest price" and "shares", cost weight -> {policy:
-    [mean, deviation] of its share over the trained tiers}, of each weight at which all policies of the set are there.
-    """
-    trained = masks(columns)["trained"]
-    weights = sorted(float(policy.name.partition("-")[2]) for policy in pool.values() if policy.family == family)
+def over_suppression(pool: dict[str, Policy], family: str, columns: dict) -> list[dict]:
+    """The plain cost beside the gate at each cost weight that both have, in the default form of the advantage and in
+    the joint one, tier by tier: reward, cost and `mixed_reversed` of both, the difference in reward with its interval,
+    and "at equal cost", the gated policy's reward less what the family of plain costs has for as much."""
     found = []
-    for names in SETS:
-        for highest in RANGES:
-            shares = {}
-            for weight in (f"{weight:g}" for weight in weights):
-                chosen = members_of(names, family, weight)
-                if set(chosen) <= set(pool):
-                    shares[weight] = shares_by_seed(pool, {name: [name] for name in chosen}, trained, highest)
-            found.append({"set": list(names), "highest price": highest, "shares": shares})
+    for prefix in ("", "joint-"):
+        plain = [policy for policy in pool.values() if policy.family == f"{prefix}plain"]
+        every = [*plain, pool["unconstrained"]] if "unconstrained" in pool else plain  # a plain cost of weight 0
+        for one in sorted(plain, key=lambda policy: weight_of(policy.name)):
+            weight = one.name.rpartition("-")[2]
+            if (other := pool.get(f"{prefix}{family}-{weight}")) is None:
+                continue
+            for tier in TRAINED:
+                mask = masks(columns)[tier]
+                reachable = [policy.point(mask) for policy in every]
+                ahead = [accuracy - at_cost(reachable, cost) for accuracy, cost in other.points(mask)]
+                difference = paired_difference(one.mean("correct")[mask], other.mean("correct")[mask])
+                row = {"form": prefix.removesuffix("-") or "default", "cost weight": weight, "tier": tier}
+                for name, policy in (("plain", one), ("gated", other)):
+                    accuracy, cost = policy.point(mask)
+                    row[name] = {"reward": round(100 * accuracy, 2), "cost": round(cost, 4)}
+                    row[name]["mixed_reversed"] = round(policy.mixed_reversed(tier), 4)
+                row["difference"] = [round(100 * value, 2) for value in difference]
+                row["at equal cost"] = [round(100 * value, 2) for value in spread(ahead)]
+                found.append(row)
     return found
 
 
-def cheapest_at_full_reward(pool: dict[str, Policy], family: str, kept: float = 0.98) -> str | None:
+def shifted(policies: dict[str, Policy], columns: dict) -> dict[str, dict[str, list[float]]]:
+    """Policy -> tier -> [reward, cost], of policies that were evaluated with another translator."""
+    return {
+        name: {
+            tier: [round(100 * accuracy, 2), round(cost, 4)]
+            for tier in TRAINED
+            for accuracy, cost in [policy.point(columns["group"] == tier)]
+        }
+        for name, policy in policies.items()
+    }
+
+
+def cheapest_at_full_reward(pool: dict[str, Policy], family: str, kept: float = 0.985) -> str | None:
     """The name of the family's cheapest member among those that keep this share of the unconstrained reward, both on
     validation items; of the most accurate one if none does. None if the runs are missing."""
     members = [policy for policy in pool.values() if policy.family == family and policy.validation]
@@ -241,12 +255,16 @@ def families(pool: dict[str, Policy]) -> dict[str, list[Policy]]:
 def dominance(pool: dict[str, Policy], ours: str, columns: dict) -> dict:
     """Against each other family: the share of the prices at which a call can pay where `ours` has more utility."""
     highest, trained = paying_prices(pool, columns), masks(columns)["trained"]
-    members = {family: [policy.name for policy in policies] for family, policies in families(pool).items()}
-    against = {}
+    against, members = {}, families(pool)
+
+    def by_seed(family: str) -> list[list[Point]]:
+        """For each seed the points of the family's members; a member with fewer seeds counts with its last one."""
+        count = max(len(policy.seeds) for policy in members[family])
+        return [[policy.point(trained, seed) for policy in members[family]] for seed in range(count)]
+
     for name in members:
         if name != ours:
-            pair = {name: members[name], ours: members[ours]}
-            against[name] = shares_by_seed(pool, pair, trained, highest)[ours]
+            against[name] = share_of_prices({name: by_seed(name), ours: by_seed(ours)}, ours, highest)
     return {"family": ours, "highest price": round(highest, 4), "against": against}
 
 
@@ -267,54 +285,6 @@ def against_price(pool: dict[str, Policy], columns: dict, prices: list[float]) -
             "others": best,
         }
     return out
-
-
-# --- introspection ----------------------------------------------------------------------------------------------
-
-
-def by_language(outcomes: dict, name: str, columns: dict) -> np.ndarray:
-    """[L, N]: the measure of each language's items; every language renders the same N items in the same order."""
-    return outcomes[name].reshape(len(dict.fromkeys(columns["language"])), -1)
-
-
-def introspection(free: list[dict], forbidden: list[dict], columns: dict) -> dict:
-    """Per domain: does the tool rate follow the language's native failure? `free` and `forbidden`: the same
-    policy left to itself and with the tool masked, per seed. Rank correlation over languages, beside its ceiling."""
-    languages = len(dict.fromkeys(columns["language"]))
-    domains, out = columns["domain"].reshape(languages, -1)[0], {}
-    for domain in dict.fromkeys(domains.tolist()):
-        cell = domains == domain
-        pairs = [
-            (1 - by_language(native, "correct", columns)[:, cell], by_language(own, "used_tool", columns)[:, cell])
-            for own, native in zip(free, forbidden, strict=True)
-        ]
-        failure = np.mean([x.mean(1) for x, _ in pairs], axis=0)
-        correlation = [spearman(x.mean(1), y.mean(1)) for x, y in pairs]
-        ceiling = [split_half_ceiling(x, y) for x, y in pairs]
-        out[domain] = {
-            "items per cell": int(cell.sum()),
-            "span of native accuracy": round(float(np.ptp(failure)), 3),
-            "rank correlation": spread(correlation),
-            "ceiling": spread(ceiling),
-            "share of ceiling": round(share_of(float(np.mean(correlation)), float(np.mean(ceiling))), 3),
-        }
-    return out
-
-
-def language_table(free: list[dict], forbidden: list[dict], columns: dict) -> dict:
-    """Per language: native accuracy, accuracy, tool rate and cost, means over seeds and domains."""
-    names = list(dict.fromkeys(columns["language"].tolist()))
-
-    def rates(outcomes, measure):
-        return np.mean([by_language(one, measure, columns).mean(1) for one in outcomes], axis=0).round(4)
-
-    parts = {
-        "native": rates(forbidden, "correct"),
-        "accuracy": rates(free, "correct"),
-        "tool_rate": rates(free, "used_tool"),
-        "cost": rates(free, "cost"),
-    }
-    return {name: {part: float(values[i]) for part, values in parts.items()} for i, name in enumerate(names)}
 
 
 def domain_table(policy: Policy, columns: dict) -> dict:

@@ -31,6 +31,7 @@ GSPO = "--advantage joint --advantage-scale group --ratio sequence"  # reward an
 # no accident of the grid.
 GRID = (1, 0.5, 2, 0.25, 4, 1.4)
 PRICES = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8)  # at which the cost-conditioned policy is asked
+ROUTED_FOR = (0.1, 0.2, 0.4, 0.8)  # prices that routers are tuned for
 
 
 @dataclass(frozen=True)

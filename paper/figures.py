@@ -1,9 +1,10 @@
 """The figures of the experiments, from what happened to each item. Needs matplotlib, an optional extra.
 
-    emergence.png    the tool rate over training, a line per tier
-    plane.png        accuracy over cost, one mark per policy, families joined
-    utility.png      utility against the price, the winner marked below
-    languages.png    tool rate against native accuracy, one dot per language and domain
+    emergence.png      the tool rate over training, a line per tier
+    plane.png          accuracy over cost, one mark per policy, families joined
+    utility.png        utility against the price, the winner marked below
+    languages.png      tool rate against native accuracy, one dot per language and domain
+    introspection.png  what the lift over a coin is made of; calibration of the call
 
 Called by reproduce.py only. The colours are Okabe and Ito's: colour-blind readers can tell them apart.
 
@@ -15,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from paper.comparisons import TRAINED, Policy, by_language, families, masks
+from paper.comparisons import TRAINED, Policy, families, masks
+from paper.introspection import by_language
 from paper.measures import Point, frontier
 from paper.tables import titled
 
@@ -24,11 +26,10 @@ MARKERS = "osD^vPX*"
 REFERENCES = ("base", "never translate", "always translate", "oracle", "forbidden", "unconstrained")  # grey: no family
 
 
-def draw(out: Path, pool: dict[str, Policy], ours: str, columns: dict, languages: dict, curves: list[dict]) -> None:
+def draw(out: Path, pool: dict[str, Policy], ours: str, columns: dict, languages: dict, summary: dict) -> None:
     """Write those figures whose data are there; without matplotlib say so and write none.
 
-    columns: of the parts "test" and "languages"; languages: "free" and "forbidden" outcomes of our policy by seed;
-    curves: of its training, by seed.
+    columns: of the parts "test" and "languages"; languages: "free" and "forbidden" outcomes of our policy by seed.
     """
     try:
         import matplotlib
@@ -48,7 +49,7 @@ def draw(out: Path, pool: dict[str, Policy], ours: str, columns: dict, languages
             "legend.frameon": False,
         }
     )
-    family = ours.partition("-")[0]
+    family = ours.rpartition("-")[0]
     trained = masks(columns["test"])["trained"]
     members = families(pool)
     points = {name: [policy.point(trained) for policy in policies] for name, policies in members.items()}
@@ -59,15 +60,16 @@ def draw(out: Path, pool: dict[str, Policy], ours: str, columns: dict, languages
         for name, marker in zip(points, itertools.cycle(MARKERS), strict=False)
     }
     weights = {
-        name: {policy.name.partition("-")[2]: policy.point(trained) for policy in members[name]}
+        name: {policy.name.rpartition("-")[2]: policy.point(trained) for policy in members[name]}
         for name in ("plain", family)
         if name in members
     }
     drawn = {"plane": plane(plt, points, styles, weights), "utility": utilities(plt, points, styles)}
-    if curves:
-        drawn["emergence"] = emergence(plt, curves)
+    if ours in pool:
+        drawn["emergence"] = emergence(plt, pool[ours].curves)
     if languages:
-        drawn["languages"] = introspection(plt, languages, columns["languages"])
+        drawn["languages"] = by_language_and_domain(plt, languages, columns["languages"])
+        drawn["introspection"] = introspection(plt, summary["lift"][ours], summary["calibration"])
     for name, figure in drawn.items():
         figure.savefig(out / f"{name}.png", dpi=130)
         plt.close(figure)
@@ -194,7 +196,7 @@ def utilities(plt, points: dict, styles: dict):
     return figure
 
 
-def introspection(plt, languages: dict, columns: dict):
+def by_language_and_domain(plt, languages: dict, columns: dict):
     """A policy that knows what it does not know: the dots of each domain fall from left to right."""
     count = len(dict.fromkeys(columns["language"]))
     domains = columns["domain"].reshape(count, -1)[0]
@@ -221,4 +223,22 @@ def introspection(plt, languages: dict, columns: dict):
         title="Calls where it does not know: one dot per language and domain",
     )
     axis.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def introspection(plt, lift: dict, bins: list[dict]):
+    """Left: the shares of the lift over a coin, with their intervals. Right: wrong answers without the tool, and what a
+    call brings, by the probability of a call; the dashed line is a call exactly as often as the policy is wrong."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    shares = np.array(list(lift["shares"].values()), dtype=float)  # [parts, 3]: value, low, high
+    left.bar(list(lift["shares"]), shares[:, 0], color=COLOURS[: len(shares)])
+    ends = np.abs(shares[:, 1:] - shares[:, :1]).T
+    left.errorbar(range(len(shares)), shares[:, 0], yerr=ends, fmt="none", ecolor="#333333", capsize=4)
+    left.set(ylabel="percent of the lift over a coin", title=f"Lift: {lift['lift'][0]:.1f} points of reward")
+    p = [row["p"] for row in bins]
+    for name, colour, marker in zip(("wrong alone", "gain"), COLOURS, MARKERS, strict=False):
+        right.plot(p, [row[name] for row in bins], color=colour, marker=marker, label=name)
+    right.plot([0, 1], [0, 1], color="#777777", linestyle="--", linewidth=1)
+    right.set(xlabel="probability of a call", xlim=(0, 1), ylim=(-0.1, 1.05), title="Calibration of the call")
+    right.legend(fontsize=9)
     return figure

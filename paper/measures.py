@@ -2,11 +2,13 @@
 
     outcomes of items (correct, cost, ...) -> a point (accuracy, cost) -> shares, ratios, correlations
 
-Called by comparisons.py. Pure functions over numpy arrays, one entry per item; nothing here knows of models or files.
+Called by comparisons.py, pareto.py and introspection.py. Pure functions over numpy arrays, one entry per item; nothing
+here knows of models or files.
 
 Left out: p-values. Intervals are paired bootstraps over items, as in eval.py.
 """
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -51,6 +53,26 @@ def _best_interval(point: Point, points: list[Point], highest: float) -> float:
     return max(0.0, high - low)
 
 
+def coin(rate: float, native: Point, forced: Point) -> Point:
+    """What a policy has to expect that translates a share `rate` of the items, whichever: a mean of its own points with
+    the tool forbidden and with a call on every item."""
+    accuracy, cost = (
+        (1 - rate) * without + rate * with_call for without, with_call in zip(native, forced, strict=True)
+    )
+    return accuracy, cost
+
+
+def at_cost(points: list[Point], cost: float) -> float:
+    """The accuracy that a family reaches for at most `cost`: of a member, or of two between which a coin chooses, which
+    is a straight line in the plane. NaN if every member costs more."""
+    found = [accuracy for accuracy, price in points if price <= cost]
+    for low_accuracy, low in points:
+        for high_accuracy, high in points:
+            if low <= cost < high:
+                found.append(low_accuracy + (high_accuracy - low_accuracy) * (cost - low) / (high - low))
+    return max(found, default=float("nan"))
+
+
 def headroom_recovered(accuracy: float, base: float, oracle: float) -> float:
     """(accuracy - base) / (oracle - base); above 1 for a policy that also learned to answer. NaN without room."""
     return (accuracy - base) / (oracle - base) if oracle != base else float("nan")
@@ -59,6 +81,11 @@ def headroom_recovered(accuracy: float, base: float, oracle: float) -> float:
 def share_of(ours: float, whole: float) -> float:
     """Reward kept, cost kept, ceiling reached: `ours` as a share of `whole`, NaN if that is 0."""
     return ours / whole if whole else float("nan")
+
+
+def spread(values: list[float]) -> list[float]:
+    """[mean, standard deviation over seeds]; the deviation of a single seed is 0."""
+    return [round(float(np.mean(values)), 4), round(float(np.std(values, ddof=1)) if len(values) > 1 else 0.0, 4)]
 
 
 # --- routers ----------------------------------------------------------------------------------------------------
@@ -134,11 +161,62 @@ def split_half_ceiling(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.sqrt(reliability(x) * reliability(y)))
 
 
+def covariance_parts(x: np.ndarray, y: np.ndarray, cells: list[np.ndarray]) -> np.ndarray:
+    """The covariance of x and y [N] cut into what each finer table explains, and what is left within its cells.
+
+    `cells`: for each table, the coarsest first, the number of the cell that each entry is in, [N]; each table divides
+    the cells of the one before. Returns [tables + 1]; the sum is the (population) covariance:
+
+        Cov(x, y) = Cov(E[x|c1], E[y|c1]) + E[Cov(E[x|c2], E[y|c2] | c1)] + ... + E[Cov(x, y | cn)]
+
+    which is the law of total covariance. Noise in the means of small cells counts as explained.
+    """
+    means = [(np.full(len(x), x.mean()), np.full(len(y), y.mean()))]
+    means += [(_cell_means(x, cell), _cell_means(y, cell)) for cell in cells] + [(x, y)]
+    return np.array(
+        [((after[0] - before[0]) * (after[1] - before[1])).mean() for before, after in itertools.pairwise(means)]
+    )
+
+
+def _cell_means(values: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """Each entry's mean over the cell that it is in, [N]."""
+    with np.errstate(invalid="ignore"):  # the numbers of cells without an entry: nobody looks there
+        return (np.bincount(cells, values) / np.bincount(cells))[cells]
+
+
+def calibration(p: np.ndarray, happened: dict[str, np.ndarray], bins: int = 10) -> list[dict]:
+    """Entries by their probability p [N], in bins of equal width: share of the entries, mean p, and the means of what
+    `happened`, name -> [N]. Bins without an entry are left out."""
+    place = np.minimum((p * bins).astype(int), bins - 1)
+    return [
+        {"share": float(cell.mean()), "p": float(p[cell].mean())}
+        | {name: float(values[cell].mean()) for name, values in happened.items()}
+        for cell in (place == i for i in range(bins))
+        if cell.any()
+    ]
+
+
 # --- intervals --------------------------------------------------------------------------------------------------
 
 
-def bootstrap(measure: Callable[[np.ndarray], float], items: np.ndarray, draws: int = 1000) -> tuple[float, float]:
-    """A 95% percentile interval of `measure(chosen)`, `chosen` being entries resampled by item.
+def languages_resampled(values: np.ndarray, languages: np.ndarray, draws: int = 1000) -> tuple[float, float]:
+    """A 95% percentile interval of the mean of `values` [N] for other languages of the kind: a two-stage bootstrap that
+    draws languages, and then items of each. With two languages it says little more than that there are two."""
+    rng = np.random.default_rng(0)
+    parts = [values[languages == name] for name in dict.fromkeys(languages.tolist())]
+    totals, counts = np.zeros(draws), np.zeros(draws)
+    for chosen in rng.integers(0, len(parts), (len(parts), draws)):
+        for i, part in enumerate(parts):
+            rows = np.flatnonzero(chosen == i)
+            totals[rows] += part[rng.integers(0, len(part), (len(rows), len(part)))].sum(1)
+            counts[rows] += len(part)
+    low, high = np.percentile(totals / counts, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def bootstrap(measure: Callable[[np.ndarray], float | np.ndarray], items: np.ndarray, draws: int = 1000) -> tuple:
+    """A 95% percentile interval (low, high) of `measure(chosen)`, `chosen` being entries resampled by item. Of a
+    measure that is an array, low and high are arrays.
 
     `items` [N] says which item each entry renders: an item is drawn with all of its renderings and for all policies.
     """
@@ -146,5 +224,5 @@ def bootstrap(measure: Callable[[np.ndarray], float], items: np.ndarray, draws: 
     order = np.argsort(items, kind="stable")
     members = np.split(order, np.flatnonzero(items[order][1:] != items[order][:-1]) + 1)
     drawn = [np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))]) for _ in range(draws)]
-    low, high = np.nanpercentile([measure(chosen) for chosen in drawn], [2.5, 97.5])
-    return float(low), float(high)
+    low, high = np.nanpercentile([measure(chosen) for chosen in drawn], [2.5, 97.5], axis=0)
+    return low, high

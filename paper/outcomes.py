@@ -58,6 +58,7 @@ def columns(tasks: list[Task]) -> dict[str, np.ndarray]:
         "group": np.array([f"held-out {t.tier}" if t.split == "held-out" else t.tier for t in tasks]),
         "language": np.array([t.language for t in tasks]),
         "domain": np.array([t.domain for t in tasks]),
+        "level": np.array([t.id.split("-")[-2] for t in tasks]),
         "item": np.array([t.id.partition("/")[2] for t in tasks]),
     }
 

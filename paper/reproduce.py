@@ -21,7 +21,7 @@ import numpy as np
 
 from harness.options import clear_errors, parse, require
 from harness.rundir import write_json
-from paper import comparisons, experiments, figures, tables
+from paper import comparisons, experiments, figures, goals, introspection, overlap, tables
 from paper.comparisons import Policy
 from paper.experiments import ROUTED, Job
 from paper.outcomes import columns, item_set, key_of, load_result, outcomes, without_nan
@@ -71,41 +71,46 @@ def refuse_fewer(out: Path, names: Iterable[str]) -> None:
 # --- from results to tables -------------------------------------------------------------------------------------
 
 
-def policy_pool(found: Found, options: ReproduceOptions) -> dict[str, Policy]:
-    """The policies of the main table and of the cost-conditioned run, as far as their results are there."""
+def evaluated(found: Found, name: str, label: str) -> list[dict]:
+    """The outcomes of one evaluation of the policy `name`, by seed; empty if it is not there."""
+    results = [result for job, of_job in found.items() if job.name == name and not job.study for result in of_job]
+    return [outcomes(result, label) for result in results if label in result["outcomes"]]
+
+
+def policy_pool(found: Found, options: ReproduceOptions, part: str = "test", mode: str = "free") -> dict[str, Policy]:
+    """The policies of the main table, on the items of this part, in this mode ("last": the last checkpoint); those that
+    were evaluated so. Routers and the policy for every price are on "test" alone."""
     pool = {}
 
-    def add(name, family, job, label, mode=""):
-        results = found[job]
-        seeds = [outcomes(result, label) for result in results]
+    def add(name: str, family: str, job: Job, label: str, words: str = "") -> None:
+        results = [result for result in found[job] if label in result["outcomes"]]
+        if not results:
+            return
         tiers = [tier for result in results for tier in result.get("best", {}).get("tier", {}).values()]
         validation = tuple(float(np.mean([tier[x] for tier in tiers])) for x in ("accuracy", "cost")) if tiers else None
-        pool[name] = Policy(name, family, command(job, "N", options) + mode, seeds, validation)
+        curves = [result["curves"] for result in results if "curves" in result]
+        seeds = [outcomes(result, label) for result in results]
+        pool[name] = Policy(name, family, command(job, "N", options) + words, seeds, validation, curves)
 
-    def add_routers(job, suffix):
+    def add_routers(job: Job, suffix: str) -> None:
         parts = [{label: outcomes(result, label) for label in ROUTED} for result in found[job]]
-        prices = experiments.weights(options.config(), options.quick)
-        pool.update({policy.name: policy for policy in comparisons.routers(parts, prices, suffix)})
+        pool.update({policy.name: policy for policy in comparisons.routers(parts, experiments.ROUTED_FOR, suffix)})
 
+    is_whole = (part, mode) == ("test", "free")
     for job, results in found.items():
         if not results or job.experiment == "ablations":
             continue
         if job.name == "base":
-            modes = (
-                ("base", "free", ""),
-                ("never translate", "forbidden", " --mode forbidden"),
-                ("always translate", "forced", " --mode forced"),
-            )
-            for name, mode, words in modes:
-                add(name, name, job, f"test/{mode}", words)
-            add_routers(job, "")
-        elif job.experiment == "price":
-            for label in job.evaluations:
-                add(f"priced {experiments.read_label(label)[2]['price']}", "priced", job, label)
-        else:
-            add(job.name, experiments.family_of(job.name), job, job.evaluations[0])
-            if set(ROUTED) <= set(job.evaluations):
-                add_routers(job, f" on {job.name}")
+            add("base", "base", job, f"{part}/free")
+            add("never translate", "never translate", job, f"{part}/forbidden", " --mode forbidden")
+            add("always translate", "always translate", job, f"{part}/forced", " --mode forced")
+        elif job.experiment == "main":
+            label = job.evaluations[0] if is_whole else f"{part}/{mode}"
+            add(job.name, experiments.family_of(job.name), job, label)
+        for label in job.evaluations if is_whole and job.experiment == "price" else ():
+            add(f"priced {experiments.read_label(label)[2]['price']}", "priced", job, label)
+        if is_whole and set(ROUTED) <= set(job.evaluations):
+            add_routers(job, "" if job.name == "base" else f" on {job.name}")
     return pool
 
 
@@ -121,32 +126,96 @@ def settings(found: Found, options: ReproduceOptions) -> str:
     ) + (quick if options.quick else "")
 
 
+def policy_rows(pool: dict[str, Policy], found: Found, options: ReproduceOptions) -> dict[str, dict]:
+    """Name -> row of the tables: of the policies of `pool`, then those of the last checkpoints and on clean items,
+    whose names say so. Where a part has no base there is nothing to compare with."""
+    columns_of = {part: columns(item_set(part, options.items)) for part in ("test", "clean")}
+    rows = {name: comparisons.policy_summary(policy, pool, columns_of["test"]) for name, policy in pool.items()}
+    for part, mode, suffix in (
+        ("test", "last", ", last"),
+        ("clean", "free", ", clean"),
+        ("clean", "last", ", clean, last"),
+    ):
+        there = policy_pool(found, options, part, mode)
+        if part == "test" and "oracle" in pool:
+            there["oracle"] = pool["oracle"]  # the headroom is the same
+        for name, policy in there.items() if "base" in there else ():
+            if policy.curves or mode == "free":  # the base has no last checkpoint
+                rows[name + suffix] = comparisons.policy_summary(policy, there, columns_of[part])
+    return rows
+
+
+def shifts(found: Found, ours: str, options: ReproduceOptions) -> dict[str, dict]:
+    """What happens to trained policies under another translator: the words of `--tool-noise` -> policy -> ..."""
+    names = ("unconstrained", f"plain-{ours.rpartition('-')[2]}", ours)
+    of_test, shown = columns(item_set("test", options.items)), {"as in training": "test/free"}
+    shown |= {experiments.read_label(label)[2]["noise"]: label for label in experiments.SHIFTED}
+    tables = {}
+    for words, label in shown.items():
+        policies = {name: Policy(name, "", "", evaluated(found, name, label)) for name in names}
+        tables[words] = comparisons.shifted({n: policy for n, policy in policies.items() if policy.seeds}, of_test)
+    return {words: table for words, table in tables.items() if table}
+
+
+def in_all_modes(found: Found, name: str, part: str) -> dict[str, list[dict]]:
+    """The outcomes of a policy left to itself, without the tool and with a call on every item; empty without them."""
+    modes = {mode: evaluated(found, name, f"{part}/{mode}") for mode in ("free", "forbidden", "forced")}
+    return modes if all(modes.values()) else {}
+
+
+def language_sections(found: Found, ours: str, options: ReproduceOptions) -> dict:
+    """What the headline's outcomes in every language say, and the lift of the base beside it; empty without them."""
+    of_languages, languages = columns(item_set("languages", options.items)), in_all_modes(found, ours, "languages")
+    if not languages:
+        return {}
+    lifted = {name: in_all_modes(found, name, "languages") for name in ("base", ours)}
+    return {
+        "lift": {name: introspection.lift(**modes, columns=of_languages) for name, modes in lifted.items() if modes},
+        "calibration": introspection.calibrated(**languages),
+        "introspection": introspection.rank_correlations(languages["free"], languages["forbidden"], of_languages),
+        "languages": introspection.language_table(**languages, columns=of_languages),
+    }
+
+
+def names_only(options: ReproduceOptions) -> dict[str, dict[str, float]]:
+    """The share of the items of "test" and "clean" that differ from training items in names only, by domain."""
+    config = options.config()
+    known = overlap.training_skeletons(overlap.TRAINING_ITEMS, config.prompts, config.steps)
+    return {part: overlap.names_only(overlap.items_of(part, options.items), known) for part in ("test", "clean")}
+
+
+def ablation_rows(found: Found, pool: dict[str, Policy], options: ReproduceOptions) -> dict[str, dict]:
+    """Study -> name -> row."""
+    of_test, rows = columns(item_set("test", options.items)), {}
+    for job, results in found.items():
+        if job.study and results:
+            curves = [results[0]["curves"]] if job.trains else []
+            seeds = [outcomes(results[0], "test/free")]
+            policy = Policy(job.name, job.study, command(job, 0, options), seeds, curves=curves)
+            rows.setdefault(job.study, {})[job.name] = comparisons.policy_summary(policy, pool, of_test)
+    return rows
+
+
 def write_tables(jobs: list[Job], options: ReproduceOptions) -> None:
     """summary.json, tables.md and the figures in --out, from the result files alone."""
     out, ours, found = Path(options.out), experiments.headline(options.config()), found_results(jobs, options)
     refuse_fewer(out, names_of(found))
-    columns_of = {part: columns(item_set(part, options.items)) for part in ("test", "languages")}
     pool = policy_pool(found, options)
     require("base" in pool, f"{out}: no result of the base model for these options; run without --tables first")
-    summary = {"made from": names_of(found), "settings": settings(found, options)}
-    summary |= comparisons.summarise(pool, ours, columns_of["test"])
-    results, languages = [result for job in jobs if job.name == ours for result in found[job]], {}
-    if results:
-        for mode in ("free", "forbidden"):
-            languages[mode] = [outcomes(result, f"languages/{mode}") for result in results]
-        summary["introspection"] = comparisons.introspection(**languages, columns=columns_of["languages"])
-        summary["languages"] = comparisons.language_table(**languages, columns=columns_of["languages"])
-    summary["ablations"] = {}
-    for job in jobs:
-        if job.study and found[job]:
-            policy = Policy(job.name, job.study, command(job, 0, options), [outcomes(found[job][0], "test/free")])
-            row = comparisons.policy_summary(policy, pool, columns_of["test"])
-            summary["ablations"].setdefault(job.study, {})[job.name] = row
-    summary["goals"] = tables.goals(summary)
+    own = in_all_modes(found, ours, "test")
+    summary = {"made from": names_of(found), "settings": settings(found, options), "headline": ours}
+    summary["policies"] = policy_rows(pool, found, options)
+    summary |= comparisons.summarise(pool, ours, columns(item_set("test", options.items)), own)
+    summary["shift"] = shifts(found, ours, options)
+    summary |= language_sections(found, ours, options)
+    summary["names only"] = names_only(options)
+    summary["ablations"] = ablation_rows(found, pool, options)
+    summary["goals"] = goals.rows(summary)
     write_json(out / "summary.json", without_nan(summary))
     (out / "tables.md").write_text(tables.markdown(summary), encoding="utf-8")
     print(f"written to {out / 'tables.md'} and summary.json")
-    figures.draw(out, pool, ours, columns_of, languages, [result["curves"] for result in results])
+    columns_of = {part: columns(item_set(part, options.items)) for part in ("test", "languages")}
+    figures.draw(out, pool, ours, columns_of, in_all_modes(found, ours, "languages"), summary)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,6 +1,6 @@
 """The tables of the experiments as a page of Markdown, each beside what the paper reports and what was to be shown.
 
-    summary (of comparisons.py) -> goals, markdown -> tables.md
+    summary (of reproduce.py) -> markdown -> tables.md
 
 Called by reproduce.py only. A number with a ± is the mean and the standard deviation over seeds.
 
@@ -12,10 +12,10 @@ import re
 import numpy as np
 
 from paper.comparisons import GROUPS, TRAINED
+from paper.introspection import PARTS
 
 PAPER_GAIN = {"high": 4.6, "low": 23.5, "xlow": 17.5, "synthetic": 18.7}
 PAPER_COST, PAPER_PARETO = 63, 87
-PAPER_SET = ["unconstrained", "gated"]  # that its Pareto share is of
 HONEST = (
     "The paper's figures are for a 4B model, real languages and a real translator; ours are for a model of about a "
     "million parameters in a constructed world with a lexicon for a translator, so that signs can be compared "
@@ -27,73 +27,6 @@ def titled(text: str) -> str:
     """Tiers as they are written in text: "held-out xlow" -> "held-out XLow". Codes of languages stay: "high-01"."""
     names = {"high": "High", "low": "Low", "xlow": "XLow"}
     return re.sub(r"\b(high|low|xlow)\b(?!-)", lambda found: names[found[0]], text)
-
-
-def goals(summary: dict) -> list[list[str]]:
-    """Rows of what was to be shown: what, the paper, the goal, here, whether it is reached. None without our policy."""
-    ours = summary["policies"].get(summary["headline"])
-    if ours is None:
-        return []
-    gain = {group: ours["groups"][group]["gain"] for group in GROUPS}
-    rows = []
-
-    def row(what, paper, goal, here, reached):
-        rows.append([what, paper, goal, here, "yes" if reached else "no"])
-
-    for group in TRAINED:
-        row(
-            titled(f"gain {group}"),
-            f"+{PAPER_GAIN[group]}",
-            f">= +{PAPER_GAIN[group]}",
-            interval(gain[group]),
-            gain[group][0] >= PAPER_GAIN[group],
-        )
-    new = gain["synthetic"]
-    row("gain synthetic", f"+{PAPER_GAIN['synthetic']}", ">= +25", interval(new), new[0] >= 25)
-    for tier in TRAINED:
-        here, there = gain[f"held-out {tier}"][0], gain[tier][0]
-        row(
-            titled(f"held-out {tier}"),
-            "transfers",
-            ">= 80% of the gain",
-            f"{here:+.1f} of {there:+.1f}",
-            here >= 0.8 * there > 0,
-        )
-    for name in dict.fromkeys((summary["headline"], summary["at full reward"])):
-        if name and "reward_kept" in (policy := summary["policies"][name]):
-            reward, cost = policy["reward_kept"][0], policy["cost_kept"][0]
-            here = f"{name}: {100 * cost:.0f}% at {100 * reward:.1f}%"
-            row("cost at full reward", f"{PAPER_COST}%", "<= 63% at >= 98%", here, cost <= 0.63 and reward >= 0.98)
-    weight = summary["headline"].partition("-")[2]
-    for entry in summary["pareto by set"]:
-        if weight in entry["shares"]:
-            share = list(entry["shares"][weight].values())[-1]  # of the gated policy
-            what = f"Pareto share, {entry_title(entry)}"
-            paper = f"{PAPER_PARETO}%, of prices not stated" if entry["set"] == PAPER_SET else ""
-            row(what, paper, f">= {PAPER_PARETO}%", f"{plus_minus(share, 0, 100)}%", share[0] >= PAPER_PARETO / 100)
-    tools = [ours["groups"][tier]["tool_rate"][0] for tier in TRAINED]
-    row(
-        "tool rate",
-        "follows resources",
-        "High < Low <= XLow",
-        " / ".join(f"{x:.2f}" for x in tools),
-        ours["ordered in every seed"],
-    )
-    for domain, entry in summary.get("introspection", {}).items():
-        if entry["span of native accuracy"] >= 0.3:
-            row(
-                f"rank correlation, {domain}",
-                "",
-                ">= 0.8 of its ceiling",
-                f"{entry['share of ceiling']:.2f}",
-                entry["share of ceiling"] >= 0.8,
-            )
-    row("headroom recovered", "", ">= 75%", f"{plus_minus(ours['headroom'], 0, 100)}%", ours["headroom"][0] >= 0.75)
-    for other, share in summary["dominance"]["against"].items():
-        if other in ("plain", "router"):
-            here = f"{plus_minus(share, 0, 100)}%"
-            row(f"frontier against {other}", "", ">= 80% of paying prices", here, share[0] >= 0.8)
-    return rows
 
 
 def section(title: str, note: str, head: list[str], rows: list[list]) -> str:
@@ -111,6 +44,11 @@ def plus_minus(value: list[float] | None, digits: int = 2, factor: float = 1) ->
     return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation else "")
 
 
+def percent(share: float, digits: int = 0) -> str:
+    """A share in percent; "-" for what is not defined."""
+    return "-" if np.isnan(share) else f"{100 * share:.{digits}f}%"
+
+
 def interval(value: list[float]) -> str:
     """mean [low, high], with their signs."""
     mean, low, high = (f"{x:+.1f}" for x in value)
@@ -121,13 +59,18 @@ def markdown(summary: dict) -> str:
     """The summary as a page of tables. Sections whose runs are missing are left out."""
     parts = ["# Tables", summary["settings"], HONEST, *policy_sections(summary["policies"])]
     if summary["goals"]:
-        head, note = ["", "the paper", "goal", "here", "reached"], f"Of {summary['headline']} where no other is named."
+        head = ["", "the paper", "goal", "here", "reached"]
+        note = f"Of {summary['headline']} where no other is named, on clean items where it was evaluated on them."
         parts.append(section("What was to be shown", note, head, summary["goals"]))
-    parts += pareto_by_set_sections(summary["pareto by set"], summary["headline"].partition("-")[0])
-    parts += [pareto_section(title, shares) for title, shares in summary["pareto"].items()]
+    parts += pareto_sections(summary["pareto"], summary["headline"].rpartition("-")[2])
+    if summary["over-suppression"]:
+        parts.append(suppression_section(summary["over-suppression"]))
+    if summary["shift"]:
+        parts.append(shift_section(summary["shift"]))
     if "dominance" in summary:
         parts.append(frontier_section(summary["dominance"]))
-    if "introspection" in summary:
+    if "lift" in summary:
+        parts += [lift_section(summary["lift"]), calibration_section(summary["calibration"])]
         parts.append(introspection_section(summary["introspection"]))
     for title, key in (("By domain", "domains"), ("By language", "languages")):
         if key in summary:
@@ -136,6 +79,7 @@ def markdown(summary: dict) -> str:
             parts.append(section(f"{title}: {summary['headline']}", "", ["", *names], rows))
     if "price" in summary:
         parts.append(price_section(summary["price"]))
+    parts.append(names_only_section(summary["names only"]))
     parts += [ablation_section(study, rows) for study, rows in summary["ablations"].items() if len(rows) > 1]
     return "\n\n".join(parts) + "\n"
 
@@ -152,7 +96,10 @@ def policy_sections(policies: dict) -> list[str]:
     rows = []
     for policy, row in policies.items():
         kept = [plus_minus(row.get(name), 0, 100) for name in ("headroom", "reward_kept", "cost_kept")]
-        gains = [interval(row["groups"][group]["gain"]) for group in shown]
+        gains = []
+        for group in (row["groups"][group] for group in shown):
+            low, high = group["gain, languages resampled"]
+            gains.append(f"{interval(group['gain'])} ({low:+.1f}, {high:+.1f})")
         rows.append([policy, *gains, *kept, row["seeds"], f"`{row['command']}`"])
     rows.append(["*the paper*", *(f"+{PAPER_GAIN[group]}" for group in shown), "", 100, PAPER_COST, "", ""])
     head = [
@@ -165,52 +112,115 @@ def policy_sections(policies: dict) -> list[str]:
         "command",
     ]
     note = (
-        "Gain in reward with its interval. Over the trained tiers, in percent: headroom, (accuracy - base) / (oracle - "
-        "base); reward and cost kept, relative to the unconstrained policy."
+        "Gain in reward with its interval over items and, in round brackets, with languages resampled too. Over the "
+        "trained tiers, in percent: headroom, (accuracy - base) / (oracle - base); reward and cost kept, relative to "
+        "the unconstrained policy."
     )
     return [*parts, section("Gain over the base, and what is recovered and kept", note, head, rows)]
 
 
-def entry_title(entry: dict) -> str:
-    """An entry of "pareto by set" in words: the set, and the range of prices."""
-    return f"{{{', '.join(entry['set'])}}}, prices 0 to {entry['highest price']:g}"
-
-
-def pareto_by_set_sections(entries: list[dict], family: str) -> list[str]:
-    """The gated policy's share in every set, and all shares in the largest set, at each cost weight."""
-    weights = list(dict.fromkeys(weight for entry in entries for weight in entry["shares"]))
-    if not weights:
+def pareto_sections(by_weight: dict[str, list[dict]], default: str) -> list[str]:
+    """The shares at the default cost weight, with what else would win beside them; then the gated policy's share at
+    every cost weight."""
+    if default not in by_weight:
         return []
-    rows = []
-    for entry in entries:
-        gated = {weight: list(shares.values())[-1] for weight, shares in entry["shares"].items()}
-        cells = [plus_minus(gated.get(weight), 0, 100) for weight in weights]
-        rows.append([", ".join(entry["set"]), f"0 to {entry['highest price']:g}", *cells])
+
+    def place(entry: dict) -> list[str]:
+        return [", ".join(entry["set"]), f"0 to {entry['highest price']:g}", titled(entry["cut"])]
+
+    contenders = list(dict.fromkeys(name for entry in by_weight[default] for name in entry["shares"]))
+    rows = [
+        [*place(entry), *(plus_minus(entry["shares"].get(name), 0, 100) for name in contenders)]
+        for entry in by_weight[default]
+    ]
     note = (
-        f"Percent of the prices at which the gated policy ({family}) has the highest utility of the set, over the "
-        "trained tiers, by cost weight. It depends on the set: beside the unconstrained policy the question is whether "
-        "to mind the cost at all, beside a plain cost of the same weight whether the gate is worth having. The paper "
-        f"states {PAPER_PARETO}% beside an unconstrained policy, over prices that our source does not give."
+        "Percent of the prices at which the gated policy has the highest utility of the set; beside it the share of "
+        "what stands in its place: a coin that translates as often (from the gated policy's own outcomes with the tool "
+        "forbidden and forced), the router whose cost is nearest, the plain cost of the same weight. What they win too "
+        "is no merit of the gate. ± is over all choices of one seed for each policy. The paper states "
+        f"{PAPER_PARETO}% beside an unconstrained policy, over prices that our source does not give."
     )
-    found = [section("Pareto share of the gated policy, by set", note, ["set", "prices", *weights], rows)]
-    for entry in entries[-2:]:
-        rows = [[w, *(plus_minus(share, 0, 100) for share in shares.values())] for w, shares in entry["shares"].items()]
-        title = f"Pareto shares in {entry_title(entry)}"
-        found.append(section(title, "Percent, over the trained tiers.", ["cost weight", *entry["set"]], rows))
-    return found
+    found = [section(f"Pareto shares, cost weight {default}", note, ["set", "prices", "languages", *contenders], rows)]
+    shares = {
+        weight: {tuple(place(entry)): entry["shares"]["gated"] for entry in entries}
+        for weight, entries in by_weight.items()
+    }
+    places = dict.fromkeys(place for of_weight in shares.values() for place in of_weight if place[2] == "trained")
+    rows = [[*place[:2], *(plus_minus(shares[weight].get(place), 0, 100) for weight in shares)] for place in places]
+    title, note = "Pareto share of the gated policy, by cost weight", "Percent, over the trained tiers together."
+    return [*found, section(title, note, ["set", "prices", *shares], rows)]
 
 
-def pareto_section(title: str, shares: dict) -> str:
-    names = list(shares["trained"])
-    rows = [["trained tiers, by seed", *(plus_minus(shares["trained"][name], 0, 100) for name in names)]]
-    for cut in ("by group", "by domain", "by language"):
-        rows += [[titled(part), *(f"{100 * share[name]:.0f}" for name in names)] for part, share in shares[cut].items()]
-    low, high = (100 * x for x in shares["interval"])
+def suppression_section(entries: list[dict]) -> str:
+    def cell(one: dict) -> str:
+        return f"{one['reward']:.1f} at {one['cost']:.2f}, {percent(one['mixed_reversed'])}"
+
+    rows = [
+        [
+            entry["form"],
+            entry["cost weight"],
+            titled(entry["tier"]),
+            cell(entry["plain"]),
+            cell(entry["gated"]),
+            interval(entry["difference"]),
+            plus_minus(entry["at equal cost"], 1),
+        ]
+        for entry in entries
+    ]
     note = (
-        "Percent of the prices from 0 to 1 at which the policy has the highest utility of the set. "
-        f"{names[-1]} over the trained tiers: interval [{low:.0f}, {high:.0f}]."
+        "Reward at cost, and the share of right answers with a call that training punished in groups that hold a wrong "
+        "answer too. Difference: gated less plain, with its interval over items. At equal cost: gated less what the "
+        "family of plain costs, unconstrained included, has for as much; between two members a coin may choose."
     )
-    return section(f"Pareto shares in {{{title}}}, by language", note, ["", *names], rows)
+    head = ["form", "cost weight", "languages", "plain cost", "gated", "difference", "at equal cost"]
+    return section("Does the plain cost over-suppress?", note, head, rows)
+
+
+def shift_section(tables: dict) -> str:
+    rows = [
+        [words, policy, *(f"{reward:.1f} at {cost:.2f}" for reward, cost in tiers.values())]
+        for words, table in tables.items()
+        for policy, tiers in table.items()
+    ]
+    note = "Reward at cost with another translator than in training; `--tool-noise` of High, Low, XLow, or one for all."
+    head = ["tool noise", "policy", *map(titled, TRAINED)]
+    return section("Another translator at test time", note, head, rows)
+
+
+def lift_section(policies: dict) -> str:
+    def cell(value: list[float], digits: int) -> str:
+        mean, low, high = value
+        return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+    note = (
+        "What choosing where to call is worth, against a coin that calls as often: the covariance of the probability "
+        "of a call and of what a call brings, in points of reward. Shares of it, in percent: what a table of languages "
+        "explains, what domains within languages and levels within those add, and what is left for the single item. "
+        "Intervals over items."
+    )
+    rows = [
+        [name, cell(found["lift"], 1), *(cell(share, 0) for share in found["shares"].values())]
+        for name, found in policies.items()
+    ]
+    head = ["policy", "lift", *PARTS]
+    return section("Introspection: what the lift over a coin is made of", note, head, rows)
+
+
+def calibration_section(bins: list[dict]) -> str:
+    note = (
+        "Items in every language by the probability of a call. Wrong alone: share of wrong answers with the tool "
+        "forbidden. Gain: what a call brings. A policy that knew its ignorance would call where it is wrong alone, one "
+        "that knew the value of a call where that gains."
+    )
+    names = list(bins[0])
+    return section("Calibration of the call", note, names, [[f"{row[name]:.2f}" for name in names] for row in bins])
+
+
+def names_only_section(parts: dict) -> str:
+    names = list(next(iter(parts.values())))
+    rows = [[part, *(f"{100 * shares[name]:.0f}" for name in names)] for part, shares in parts.items()]
+    note = "Percent of the items whose sentences are those of a training item but for personal names."
+    return section("Items that differ from training items in names only", note, ["items", *names], rows)
 
 
 def frontier_section(found: dict) -> str:
@@ -236,7 +246,7 @@ def introspection_section(domains: dict) -> str:
             row["span of native accuracy"],
             plus_minus(row["rank correlation"]),
             plus_minus(row["ceiling"]),
-            row["share of ceiling"],
+            percent(row["share of ceiling"]),
         ]
         for domain, row in domains.items()
     ]
@@ -266,5 +276,8 @@ def ablation_section(study: str, runs: dict) -> str:
     for row in runs.values():
         groups = [row["groups"][group] for group in shown]
         cells = [f"{g['reward'][0]:.1f} / {g['tool_rate'][0]:.2f} / {g['cost'][0]:.2f}" for g in groups]
+        rates = row.get("mixed_reversed", {})
+        cells.append(" / ".join(percent(rate) for rate in rates.values()))
         rows.append([f"`{row['command']}`", *cells])
-    return section(f"Ablation: {study}", "Reward / tool rate / cost, one seed.", ["command", *map(titled, shown)], rows)
+    note = "Reward / tool rate / cost, one seed. Reversed: in groups that hold a wrong answer, High / Low / XLow."
+    return section(f"Ablation: {study}", note, ["command", *map(titled, shown), "reversed"], rows)

@@ -1,4 +1,4 @@
-"""paper.reproduce and what it uses: measures on closed-form cases, keys of results, two runs from start to tables."""
+"""paper.reproduce and its results: jobs, evaluations, keys of results, two runs from start to tables."""
 
 import json
 import shutil
@@ -11,193 +11,10 @@ from helpers import ROOT, base_directory, call_main
 from data import CALL
 from harness.options import Neutral
 from harness.rundir import load_policy
-from paper import comparisons, experiments, measures, outcomes, reproduce, runs, tables
-from paper.comparisons import Policy
+from paper import comparisons, experiments, outcomes, overlap, reproduce, runs
 from paper.experiments import FREELY, ROUTED, Job
 from paper.runs import ReproduceOptions
 from train import Config
-
-# --- measures ---------------------------------------------------------------------------------------------------
-
-
-def test_pareto_shares_are_the_lengths_of_the_upper_envelope():
-    """Catches a share that is counted on the wrong side of a crossing, or for a policy that is never the best."""
-    families = {"never": [(0.5, 0.0)], "some": [(0.75, 0.5)], "always": [(0.875, 1.0)], "worse": [(0.6, 0.8)]}
-    # always beats some below (0.875 - 0.75) / 0.5, some beats never below (0.75 - 0.5) / 0.5
-    assert measures.pareto_shares(families) == {"never": 0.5, "some": 0.25, "always": 0.25, "worse": 0.0}
-
-
-def test_a_familys_share_is_that_of_all_its_members_and_ties_are_shared():
-    """Catches members that compete with their own family, and equal policies that both take the whole interval."""
-    shares = measures.pareto_shares({"a": [(0.5, 0.0), (1.0, 1.0)], "b": [(1.0, 1.0)]})
-    assert shares == {"a": 0.75, "b": 0.25}
-
-
-def test_shares_of_a_part_of_the_prices_are_relative_to_that_part():
-    """Catches a share of [0, 1] that is reported for the prices at which a call can pay."""
-    assert measures.pareto_shares({"never": [(0.5, 0.0)], "always": [(0.7, 1.0)]}, 0.4)["always"] == pytest.approx(0.5)
-
-
-def test_shares_agree_with_a_grid_of_prices():
-    """Catches an interval that is off for points in general position: crossings outside of the range among them."""
-    points = np.random.default_rng(0).random((6, 2))
-    shares = measures.pareto_shares({str(i): [tuple(point)] for i, point in enumerate(points.tolist())})
-    prices = np.linspace(0, 1, 20001)
-    winner = np.argmax([measures.utility(point, prices) for point in points], axis=0)
-    assert sum(shares.values()) == pytest.approx(1)
-    assert [shares[str(i)] for i in range(6)] == pytest.approx([(winner == i).mean() for i in range(6)], abs=2e-4)
-
-
-def test_headroom():
-    """Catches a swapped base and oracle, and a division by an oracle that is no better than the base."""
-    assert measures.headroom_recovered(0.75, 0.5, 0.9) == pytest.approx(0.625)
-    assert np.isnan(measures.headroom_recovered(0.75, 0.5, 0.5))
-    assert measures.share_of(0.3, 0.6) == 0.5 and np.isnan(measures.share_of(0.3, 0))
-
-
-def outcome(correct, cost, logp=None):
-    rows = {"correct": correct, "used_tool": [float(c > 0) for c in cost], "cost": cost}
-    rows |= {"logp": logp} if logp else {}
-    return {name: np.array(values, dtype=float) for name, values in rows.items()}
-
-
-NATIVE = outcome([1, 0, 0, 1], [0, 0, 0, 0], [-0.1, -3.0, -2.0, -0.2])
-FORCED = outcome([0, 1, 0, 1], [1, 1, 2, 1])
-
-
-def test_the_oracle_translates_only_where_that_turns_wrong_into_right():
-    """Catches an oracle that pays for calls that change nothing, or that call where the native answer was right."""
-    best = measures.oracle(NATIVE, FORCED)
-    assert best["correct"].tolist() == [1, 1, 0, 1]
-    assert best["cost"].tolist() == best["used_tool"].tolist() == [0, 1, 0, 0]
-
-
-@pytest.mark.parametrize("price, translated", [(0.1, [1]), (1.5, [])])
-def test_the_threshold_is_the_best_one_at_its_price(price, translated):
-    """Catches a router that forgets the price, or that translates the likely answers instead of the unlikely ones."""
-    threshold = measures.tune_threshold(NATIVE, FORCED, price)
-    assert np.flatnonzero(NATIVE["logp"] < threshold).tolist() == translated
-
-
-def test_equally_likely_answers_are_routed_alike():
-    """Catches a threshold that could only be reached by telling equal log-probs apart."""
-    native, forced = outcome([1, 0], [0, 0], [-1.0, -1.0]), outcome([0, 1], [1, 1])
-    assert measures.tune_threshold(native, forced, 0.1) == -np.inf
-
-
-@pytest.mark.parametrize(
-    "x, y, expected",
-    [([1, 2, 3, 4], [1, 4, 9, 16], 1), ([1, 2, 3], [3, 2, 1], -1), ([1, 2, 2, 3], [1, 2, 3, 3], 3.75 / 4.5)],
-)
-def test_rank_correlation_with_ties(x, y, expected):
-    """Catches ranks that depend on the order in which ties stand, and a correlation of values instead of ranks."""
-    assert measures.spearman(np.array(x), np.array(y)) == pytest.approx(expected)
-    assert measures.spearman(np.array(x)[::-1], np.array(y)[::-1]) == pytest.approx(expected)
-
-
-def test_the_ceiling_is_one_without_noise_and_follows_the_noise():
-    """Catches a ceiling that is taken from whole rows (always 1), or halves that are not stepped up to full length."""
-    steps = np.repeat(np.arange(6)[:, None] / 5, 10, axis=1)
-    assert measures.split_half_ceiling(steps, 1 - steps) == pytest.approx(1)
-    rates = np.linspace(0.3, 0.7, 200)[:, None]
-    items = (np.random.default_rng(0).random((200, 40)) < rates).astype(float)
-    signal, noise = 0.4**2 / 12, 0.24 / 40  # variances of the rates, and of a mean of 40 items around its rate
-    assert measures.reliability(items) == pytest.approx(signal / (signal + noise), abs=0.08)
-    assert measures.split_half_ceiling(items, items) == pytest.approx(measures.reliability(items))
-
-
-def test_the_bootstrap_draws_an_item_with_all_its_renderings():
-    """Catches renderings that are resampled as if they were items of their own: the interval would be too narrow."""
-    items = np.array(["a", "b"] * 50)
-    values = np.array([0.0, 1.0] * 50)
-    assert measures.bootstrap(lambda chosen: values[chosen].mean(), items, 200) == (0.0, 1.0)
-
-
-def test_reward_and_cost_kept_are_ratios_to_the_unconstrained_policy():
-    """Catches one seed that is measured against one seed and three against three, and a missing tier."""
-    groups = np.array(comparisons.GROUPS)
-    columns = {"group": groups, "domain": groups, "language": groups, "item": groups}
-
-    def policy(*seeds):  # (right, cost) in the three tiers, and something else elsewhere
-        return Policy("", "", "", [outcome([*right, 0, 0, 0, 0], [*cost, 9, 9, 9, 9]) for right, cost in seeds])
-
-    pool = {
-        "base": policy(([0, 0, 1], [0, 0, 0])),
-        "oracle": policy(([1, 1, 1], [1, 1, 0])),
-        "unconstrained": policy(([1, 1, 1], [1, 1, 2]), ([1, 0, 1], [1, 1, 1])),
-    }
-    ours = policy(([1, 0, 1], [1, 0, 1]), ([1, 0, 1], [0, 0, 3]))
-    row = comparisons.policy_summary(ours, pool, columns)
-    assert row["headroom"] == [0.5, 0.0]
-    assert row["reward_kept"] == [pytest.approx((2 / 3) / (5 / 6), abs=1e-4), 0.0]
-    assert row["cost_kept"][0] == pytest.approx((2 / 3 + 1) / 2 / (7 / 6), abs=1e-4)
-    single = comparisons.policy_summary(policy(([1, 0, 1], [1, 0, 1])), pool, columns)
-    assert single["reward_kept"] == row["reward_kept"]
-    assert row["groups"]["low"]["gain"] == [0.0, 0.0, 0.0]
-
-
-def test_the_pareto_share_is_stated_per_set_range_and_cost_weight():
-    """Catches policies of different cost weights in one set, and a range of prices that is not the one it names."""
-    groups = np.array(comparisons.GROUPS)
-    columns = {"group": groups, "domain": groups, "language": groups, "item": groups}
-
-    def policy(family, weight, right, cost):
-        return Policy(f"{family}-{weight}", family, "", [outcome([*right, 0, 0, 0, 0], [*cost, 9, 9, 9, 9])])
-
-    pool = {
-        "always translate": policy("always translate", "", [1, 1, 1], [2, 2, 2]),
-        "unconstrained": policy("unconstrained", "", [1, 1, 1], [1, 1, 1]),
-        "base": policy("base", "", [0, 0, 0], [0, 0, 0]),
-        "plain-0.5": policy("plain", 0.5, [1, 0, 0], [0, 0, 0]),
-        "native-0.5": policy("native", 0.5, [1, 1, 0], [1, 0, 0]),
-        "plain-1": policy("plain", 1, [1, 1, 0], [1, 0, 0]),
-        "native-2": policy("native", 2, [1, 1, 1], [0, 0, 0]),
-    }
-    found = comparisons.pareto_by_set(pool, "native", columns)
-    shares = {(*entry["set"], entry["highest price"]): entry["shares"] for entry in found}
-    assert list(shares) == [(*names, highest) for names in comparisons.SETS for highest in (1.0, 0.5)]
-    # gated: 2/3 at 1/3, against 1 at 1: better from 1/2 on; against 1/3 at 0 and 0 at 0: better up to 1
-    alone = {"unconstrained": [0.5, 0.0], "native-0.5": [0.5, 0.0]}
-    assert shares["unconstrained", "gated", 1.0]["0.5"] == alone
-    assert shares["unconstrained", "gated", 0.5]["0.5"] == {"unconstrained": [1.0, 0.0], "native-0.5": [0.0, 0.0]}
-    assert shares["unconstrained", "gated", 1.0]["2"] == {"unconstrained": [0.0, 0.0], "native-2": [1.0, 0.0]}
-    assert shares["base", "unconstrained", "gated", 1.0]["0.5"] == {"base": [0.0, 0.0], **alone}
-    everyone = {"always translate": [0.0, 0.0], "plain-0.5": [0.0, 0.0], **alone}
-    assert shares["always translate", "unconstrained", "plain cost", "gated", 1.0] == {"0.5": everyone}
-
-
-def test_shares_by_seed_pair_the_same_seeds():
-    """Catches a deviation over all pairs of seeds, or one seed that is compared with the mean of the others."""
-    mask = np.array([True])
-
-    def policy(*points):
-        return Policy("", "", "", [outcome([right], [cost]) for right, cost in points])
-
-    pool = {"a": policy((1, 1), (1, 0.5)), "b": policy((0.5, 0), (0.9, 0)), "never": policy((0, 0))}
-    found = comparisons.shares_by_seed(pool, {name: [name] for name in pool}, mask)
-    assert found["a"] == [0.35, 0.2121]  # of (1 - 0.5) / 1 and (1 - 0.9) / 0.5; 0.4 is the share of the means
-    assert found["never"] == [0.0, 0.0]
-
-
-def test_tiers_are_titled_and_codes_of_languages_are_not():
-    """Catches a table that renames a language, or leaves a tier in the spelling of a flag."""
-    assert tables.titled("held-out xlow") == "held-out XLow"
-    assert tables.titled("low math") == "Low math" and tables.titled("low-01") == "low-01"
-
-
-def test_at_full_reward_the_cheapest_member_is_chosen_on_validation_items():
-    """Catches a choice that looks at test items or takes the dearest one, and none where none is enough."""
-
-    def member(name, family, accuracy, cost):
-        return Policy(name, family, "", [outcome([0], [9])], (accuracy, cost))
-
-    pool = {"unconstrained": member("unconstrained", "unconstrained", 0.9, 1.0)}
-    chosen = [("a-1", 0.89, 0.8), ("a-2", 0.885, 0.6), ("a-3", 0.87, 0.3), ("b-1", 0.7, 0.1), ("b-2", 0.8, 0.4)]
-    pool |= {name: member(name, name[0], *point) for name, *point in chosen}
-    assert comparisons.cheapest_at_full_reward(pool, "a") == "a-2"
-    assert comparisons.cheapest_at_full_reward(pool, "b") == "b-2"
-    assert comparisons.cheapest_at_full_reward(pool, "c") is None
-
 
 # --- results ----------------------------------------------------------------------------------------------------
 
@@ -524,6 +341,12 @@ def test_commands_are_such_as_a_reader_can_type(tmp_path):
     assert runs.command(JOBS[1], 2, options) == "python train.py --gate never --seed 2"
 
 
+@pytest.fixture(autouse=True)
+def few_training_items(monkeypatch):
+    """Tables compare the test items with fewer training items than 50,000, which take seconds."""
+    monkeypatch.setattr(overlap, "TRAINING_ITEMS", 400)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A base model and a trained policy, run from start to end, and a list of what was trained."""
@@ -547,7 +370,7 @@ def test_tables_come_from_the_result_files_alone(finished, tmp_path):
     reproduce.write_tables(JOBS, copied)
     summary = json.loads((tmp_path / "results" / "summary.json").read_text())
     page = (tmp_path / "results" / "tables.md").read_text()
-    expected = {"base", "never translate", "always translate", "oracle", "unconstrained"}
+    expected = {"base", "never translate", "always translate", "oracle", "unconstrained", "unconstrained, last"}
     assert expected < set(summary["policies"])
     assert all(f"| {name} |" in page for name in expected)
     assert summary["policies"]["always translate"]["groups"]["low"]["tool_rate"] == [1.0, 0.0]

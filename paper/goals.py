@@ -1,0 +1,123 @@
+"""What was to be shown, and whether it is: a row for each claim, computed from the summary.
+
+    summary (of reproduce.py) -> rows: what, the paper, the goal, here, yes or no
+
+Called by reproduce.py. The figures are those on clean items where there are any, and of the last checkpoint where a row
+says so.
+
+Left out: the main job in one tier, `--lang-tier low`, which has a report of its own.
+"""
+
+from paper.comparisons import TRAINED, weight_of
+from paper.tables import PAPER_COST, PAPER_GAIN, PAPER_PARETO, interval, percent, plus_minus, titled
+
+Row = list[str]
+
+
+def row(what: str, paper: str, goal: str, here: str, reached: bool) -> Row:
+    return [what, paper, goal, here, "yes" if reached else "no"]
+
+
+def rows(summary: dict) -> list[Row]:
+    """All that can be computed from what is there; none without our policy."""
+    if summary["headline"] not in summary["policies"]:
+        return []
+    found = [*cost_row(summary), *gain_rows(summary), *suppression_rows(summary)]
+    return [*found, *full_reward_row(summary), *pareto_rows(summary), *reversed_row(summary)]
+
+
+def chosen(summary: dict, name: str, last: bool = False) -> dict | None:
+    """The row of a policy: on clean items if there is one, of the last checkpoint if asked for."""
+    policies, suffix = summary["policies"], ", last" if last else ""
+    return policies.get(f"{name}, clean{suffix}", policies.get(f"{name}{suffix}"))
+
+
+def cost_row(summary: dict) -> list[Row]:
+    """Lambda moves the cost, and no member gives up half of the calls that the reward needs."""
+    family = summary["policies"][summary["headline"]]["family"]
+    members = {name: entry for name, entry in summary["policies"].items() if entry["family"] == family}
+    names = sorted((name for name in members if "," not in name), key=weight_of)
+    if len(names) < 4 or summary["at full reward"] not in members:
+        return []
+    costs = [members[name]["groups"]["trained"]["cost"][0] for name in names]
+    needed = members[summary["at full reward"]]["groups"]["trained"]["cost"][0]
+    ordered = all(low > high for low, high in zip(costs, costs[1:], strict=False))
+    here = ", ".join(f"{cost:.2f} at {weight_of(name):g}" for name, cost in zip(names, costs, strict=True))
+    goal = f"falls with the cost weight, never below half of {needed:.2f}, the cost at full reward"
+    return [row("the cost follows lambda", "", goal, here, ordered and min(costs) >= needed / 2)]
+
+
+def gain_rows(summary: dict) -> list[Row]:
+    """The gain in each tier as a share of what a call on every item brings, and that on languages in no training."""
+    ours, always = chosen(summary, summary["headline"]), chosen(summary, "always translate")
+    found = []
+    for tier in TRAINED:
+        gain, forced = ours["groups"][tier]["gain"], always["groups"][tier]["gain"][0]
+        here = f"{gains(ours['groups'][tier])}; a call on every item {forced:+.1f}"
+        goal = ">= 90% of what a call on every item brings"
+        found.append(row(titled(f"gain {tier}"), f"+{PAPER_GAIN[tier]}", goal, here, gain[0] >= 0.9 * forced))
+    new = ours["groups"]["synthetic"]
+    found.append(row("gain synthetic", f"+{PAPER_GAIN['synthetic']}", ">= +25", gains(new), new["gain"][0] >= 25))
+    return found
+
+
+def gains(group: dict) -> str:
+    """A gain with its interval over items, and that over languages."""
+    low, high = group["gain, languages resampled"]
+    return f"{interval(group['gain'])}, languages resampled [{low:+.1f}, {high:+.1f}]"
+
+
+def suppression_rows(summary: dict) -> list[Row]:
+    """On XLow the plain cost loses what the gate keeps, at the default cost weight and at all others."""
+    found, default = [], summary["headline"].rpartition("-")[2]
+    entries = [e for e in summary["over-suppression"] if e["tier"] == "xlow" and e["form"] == "default"]
+    for entry in sorted(entries, key=lambda e: e["cost weight"] != default):
+        plain, gated = entry["plain"], entry["gated"]
+        here = (
+            f"plain {plain['reward']:.1f} at {plain['cost']:.2f}, gated {gated['reward']:.1f} at {gated['cost']:.2f}: "
+            f"{interval(entry['difference'])}"
+        )
+        what, goal = f"XLow, plain cost against gate, lambda {entry['cost weight']}", "the gate has more"
+        found.append(row(what, "over-suppression", goal, here, entry["difference"][1] > 0))
+        here = plus_minus(entry["at equal cost"], 1)
+        found.append(row(f"{what}, at equal cost", "", goal, here, entry["at equal cost"][0] > 0))
+    return found
+
+
+def full_reward_row(summary: dict) -> list[Row]:
+    entry = chosen(summary, summary["headline"], last=True)
+    if entry is None or "reward_kept" not in entry:
+        return []
+    reward, cost = entry["reward_kept"], entry["cost_kept"]
+    here = f"{plus_minus(cost, 0, 100)}% of the cost for {plus_minus(reward, 1, 100)}% of the reward"
+    goal = f"<= {PAPER_COST}% of the cost for >= 98.5%, last checkpoint"
+    return [row("full reward at", f"{PAPER_COST}%", goal, here, cost[0] <= PAPER_COST / 100 and reward[0] >= 0.985)]
+
+
+def pareto_rows(summary: dict) -> list[Row]:
+    found, weight = [], summary["headline"].rpartition("-")[2]
+    for entry in summary["pareto"][weight]:
+        is_papers = entry["set"] == ["unconstrained", "gated"] and entry["highest price"] == 1
+        if is_papers and entry["cut"] in ("trained", "low", "xlow"):
+            others = [f"{name} {100 * share[0]:.0f}%" for name, share in entry["shares"].items() if name != "gated"]
+            share = entry["shares"]["gated"]
+            where = "" if entry["cut"] == "trained" else titled(f", {entry['cut']}")
+            here = ", ".join([f"{plus_minus(share, 0, 100)}%", *others])
+            paper = f"{PAPER_PARETO}%" if entry["cut"] == "trained" else "95 to 100%"
+            what = f"Pareto share beside the unconstrained policy{where}"
+            found.append(row(what, paper, ">= 95%", here, share[0] >= 0.95))
+    return found
+
+
+def reversed_row(summary: dict) -> list[Row]:
+    """Right answers with a call that training punished, in groups that hold a wrong answer too: all tiers."""
+    weight = summary["headline"].rpartition("-")[2]
+    rates = [
+        summary["policies"].get(name, {}).get("mixed_reversed") for name in (summary["headline"], f"plain-{weight}")
+    ]
+    if None in rates:
+        return []
+    ours, plain = (" / ".join(percent(rate[tier], 1) for tier in TRAINED) for rate in rates)
+    here = f"{ours}; plain cost {plain}"
+    reached = all(rates[0][tier] <= 0.01 for tier in TRAINED)
+    return [row("reversed in mixed groups, High / Low / XLow", "", "gated at most 1%", here, reached)]
