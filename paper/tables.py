@@ -196,10 +196,10 @@ def lift_section(policies: dict) -> str:
         "What choosing where to call is worth, against a coin that calls as often: the covariance of the probability "
         "of a call and of what a call brings, in points of reward. Shares of it, in percent: what a table of languages "
         "explains, what domains within languages and levels within those add, and what is left for the single item. "
-        "Intervals over items."
+        "Intervals over items; no shares of a lift whose interval holds 0."
     )
     rows = [
-        [name, cell(found["lift"], 1), *(cell(share, 0) for share in found["shares"].values())]
+        [name, cell(found["lift"], 1), *(cell(s, 0) if found["lift"][1] > 0 else "-" for s in found["shares"].values())]
         for name, found in policies.items()
     ]
     head = ["policy", "lift", *PARTS]

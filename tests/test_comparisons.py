@@ -259,6 +259,15 @@ def test_the_lift_over_a_coin_is_that_of_the_language_or_of_the_item():
     assert low < 25 <= high
 
 
+def test_a_lift_that_may_be_nothing_has_no_shares():
+    """Catches 229% of nothing in a table."""
+    shares = dict.fromkeys(introspection.PARTS, [229.0, -1741.0, 588.0])
+    lifts = {"base": {"lift": [0.1, -0.2, 0.3], "shares": shares}, "ours": {"lift": [9.0, 8.0, 10.0], "shares": shares}}
+    *_, base, ours = tables.lift_section(lifts).splitlines()
+    assert base == "| base | 0.1 [-0.2, 0.3] | - | - | - | - |"
+    assert ours == "| ours | 9.0 [8.0, 10.0] |" + 4 * " 229 [-1741, 588] |"
+
+
 def test_calibration_is_by_the_probability_of_the_call():
     """Catches bins of what happened, and a probability of 1 that falls out of the last bin."""
     found = measures.calibration(np.array([0.0, 0.04, 0.55, 1.0]), {"wrong": np.array([0, 1, 1, 1])}, bins=10)
