@@ -1,12 +1,14 @@
 """The service around an engine: what it asks for, how often, at what price, and who else may use its cache."""
 
+import contextlib
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
@@ -183,7 +185,7 @@ def test_a_full_disk_ends_the_run(tmp_path):
     lost while the run goes on. --resume goes on with what was kept."""
     service = Service(Scripted(), tmp_path / "cache")
     service.translate(["kept"], "es")
-    service._cache._db.execute("PRAGMA max_page_count = 1")
+    service._cache._writing.db.execute("PRAGMA max_page_count = 1")
     with pytest.raises(CacheFailed, match=r"cache: .*full") as end:
         service.translate(["a" * 100_000], "es")
     assert isinstance(end.value, BudgetSpent) and not isinstance(end.value, TranslationError)
@@ -192,16 +194,90 @@ def test_a_full_disk_ends_the_run(tmp_path):
     assert again.requests == [["b"]]
 
 
+@contextlib.contextmanager
+def held(cache):
+    """The file is another process's to write: a commit waits until it is let go."""
+    other = sqlite3.connect(cache, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        other.close()  # which rolls back
+
+
+def until(condition) -> None:
+    while not condition():
+        time.sleep(0.001)
+
+
+def kept(cache, text: str) -> bool:
+    """Whether it is in the file, for another process to read."""
+    return Cache(cache).get(("scripted", "1", "es-en", text)) is not None
+
+
 def test_a_cache_that_another_process_holds_ends_the_run(tmp_path):
     """Would catch a wait without end, or a traceback, where a second process keeps the file to itself."""
-    cache = Cache(tmp_path / "cache", patience=0.05)
-    other = sqlite3.connect(tmp_path / "cache", isolation_level=None)
-    other.execute("BEGIN EXCLUSIVE")
-    for use in (lambda: cache.get(("a", "1", "es-en", "b")), lambda: cache.keep({("a", "1", "es-en", "b"): "c"})):
+    key, cache = ("a", "1", "es-en", "b"), Cache(tmp_path / "cache", patience=0.05)
+
+    def keep() -> str:
+        promise = Future()
+        cache.keep({key: "c"}, {key: promise})
+        return promise.result()
+
+    with held(tmp_path / "cache"):
+        assert cache.get(key) is None  # who reads does not wait
         with pytest.raises(CacheFailed, match="locked"):
-            use()
-    other.execute("ROLLBACK")
-    assert cache.keep({("a", "1", "es-en", "b"): "c"}) == ["c"]
+            keep()
+    assert keep() == "c"
+
+
+def test_those_who_wait_for_the_disk_share_a_commit(tmp_path):
+    """Would catch a commit, and so a sync, for each text: slower than many an engine."""
+    service, statements = Service(Scripted(), tmp_path / "cache", concurrency=8), []
+    service._cache._writing.db.set_trace_callback(statements.append)
+    with ThreadPoolExecutor(8) as pool, held(tmp_path / "cache"):
+        first = pool.submit(service.translate, ["first"], "es")
+        until(lambda: any("INSERT" in statement for statement in statements))  # it waits for the file
+        others = [pool.submit(service.translate, [f"text {i}"], "es") for i in range(7)]
+        until(lambda: len(service._cache._pending) == 7)
+    assert [call.result() for call in (first, *others)] == [["FIRST"], *([f"TEXT {i}"] for i in range(7))]
+    assert statements.count("COMMIT") == 2
+
+
+def test_the_next_text_is_asked_for_while_this_one_is_written(tmp_path):
+    """Would catch an engine that waits for the disk after each text, and an answer that is given to anybody before it
+    is on the disk."""
+    engine = Scripted()
+    service = Service(engine, tmp_path / "cache")
+    with ThreadPoolExecutor(2) as pool, held(tmp_path / "cache"):
+        call = pool.submit(service.translate, ["a", "b", "c"], "es")
+        until(lambda: len(engine.requests) == 3)
+        other = pool.submit(service.translate, ["a"], "es")
+        until(lambda: service.meters["texts"] == 4)
+        assert not (call.done() or other.done() or kept(tmp_path / "cache", "a"))
+    assert (call.result(), other.result()) == (["A", "B", "C"], ["A"])
+    assert all(kept(tmp_path / "cache", text) for text in "abc")
+
+
+def test_once_a_text_could_not_be_kept_no_other_is_asked_for(tmp_path):
+    """Would catch a run that goes on paying for what it loses."""
+    service = Service(Scripted(), tmp_path / "cache")
+    service._cache._writing.db.execute("PRAGMA max_page_count = 1")
+
+    def script(text, tries):
+        if text == "b":
+            until(lambda: service._cache.failure is not None)
+
+    service.engine.script = script
+    with pytest.raises(CacheFailed):
+        service.translate(["a" * 100_000, "b", "c"], "es")
+    assert ["c"] not in service.engine.requests
+
+
+def test_a_commit_is_on_the_disk_when_it_is_done(tmp_path):
+    """Would catch a default of the SQLite at hand by which a power cut takes the last commits."""
+    db = Cache(tmp_path / "cache")._writing.db
+    assert [db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")] == ["wal", 2]
 
 
 def test_a_damaged_cache_ends_the_run_for_all_who_wait(tmp_path):
@@ -209,7 +285,9 @@ def test_a_damaged_cache_ends_the_run_for_all_who_wait(tmp_path):
     service = Service(Scripted(), tmp_path / "cache")
     for i in range(50):
         service.translate([f"text {i} " * 50], "es")
+    sqlite3.connect(tmp_path / "cache").execute("PRAGMA wal_checkpoint(TRUNCATE)")  # all of it into the one file
     size = (tmp_path / "cache").stat().st_size
+    assert size > 3 * 4096
     with open(tmp_path / "cache", "r+b") as file:
         file.seek(4096)
         file.write(b"\xff" * (size - 4096))

@@ -16,7 +16,7 @@ import re
 import sqlite3
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from harness.options import Options
 from tiny.languages import LexiconTranslator
@@ -79,40 +79,81 @@ Key = tuple[str, str, str, str]  # engine, version, route, text
 
 
 class Cache:
-    """Translations in an SQLite file that several processes may share. The first answer to a text is kept."""
+    """Translations in an SQLite file that the processes of a machine may share. The first answer to a text is kept.
+
+    One thread writes. What arrives while it waits for the disk goes into its next transaction, and shares that sync: a
+    sync for each text would take longer than many an engine does. With a write-ahead log a commit is one sync, and
+    nobody who reads waits for it.
+    """
 
     def __init__(self, path, patience: float = 60.0):
         """`patience`: seconds to wait for another process that holds the file."""
-        self._path, self._lock = path, threading.Lock()
+        self.failure, self._lock, self._pending = None, threading.Lock(), []  # failure: the first of a write
+        self._writer = ThreadPoolExecutor(1, "cache")
         try:
-            self._db = sqlite3.connect(path, timeout=patience, check_same_thread=False)
-            self._db.execute(
+            self._writing = Database(path, patience)
+            self._writing.db.execute("PRAGMA journal_mode = WAL")
+            self._writing.db.execute("PRAGMA synchronous = FULL")  # a commit outlives the machine's power, too
+            self._writing.db.execute(
                 "CREATE TABLE IF NOT EXISTS translations (engine, version, route, text, translation, "
                 "PRIMARY KEY (engine, version, route, text)) WITHOUT ROWID"
             )
+            self._reading = self._writing if str(path) == ":memory:" else Database(path, patience)
         except sqlite3.Error as error:
             raise ValueError(f"{path}: no cache of translations ({error})") from None
 
     def get(self, key: Key) -> str | None:
-        query = "SELECT translation FROM translations WHERE (engine, version, route, text) = (?, ?, ?, ?)"
-        with self._use():
-            return (self._db.execute(query, key).fetchone() or (None,))[0]
+        with self._reading.use() as db:
+            return find(db, key)
 
-    def keep(self, answers: dict[Key, str]) -> list[str]:
-        """Store the answers and return those that now stand there: another process may have been first."""
-        rows = [(*key, answer) for key, answer in answers.items()]
-        with self._use(), self._db:
-            self._db.executemany("INSERT OR IGNORE INTO translations VALUES (?, ?, ?, ?, ?)", rows)
-        return [self.get(key) for key in answers]
+    def keep(self, answers: dict[Key, str], promises: dict[Key, Future]) -> None:
+        """Store the answers, soon. Each promise is kept once its text is on the disk, by the answer that stands there:
+        another process may have been first. If it cannot be stored, it gets CacheFailed."""
+        with self._lock:
+            self._pending += [(key, answer, promises[key]) for key, answer in answers.items()]
+        self._writer.submit(self._write)
+
+    def _write(self) -> None:
+        """All that is pending, in one transaction."""
+        with self._lock:
+            pending, self._pending = self._pending, []
+        if not pending:  # an earlier transaction took it along
+            return
+        try:
+            with self._writing.use() as db, db:
+                rows = [(*key, answer) for key, answer, _ in pending]
+                db.executemany("INSERT OR IGNORE INTO translations VALUES (?, ?, ?, ?, ?)", rows)
+                kept = [find(db, key) for key, _, _ in pending]
+        except BaseException as failure:  # whatever it is, others are waiting
+            self.failure = self.failure or failure
+            for _, _, promise in pending:
+                promise.set_exception(failure)
+            return
+        for (_, _, promise), answer in zip(pending, kept, strict=True):
+            promise.set_result(answer)
+
+
+class Database:
+    """A connection to an SQLite file that threads use in turn."""
+
+    def __init__(self, path, patience: float):
+        self._path, self._lock = path, threading.Lock()
+        self.db = sqlite3.connect(path, timeout=patience, check_same_thread=False)
 
     @contextlib.contextmanager
-    def _use(self):
-        """One thread at a time. CacheFailed for whatever SQLite cannot do."""
+    def use(self):
+        """The connection, for one thread at a time. CacheFailed for whatever SQLite cannot do."""
         with self._lock:
             try:
-                yield
+                yield self.db
             except sqlite3.Error as error:
                 raise CacheFailed(f"{self._path}: the cache of translations failed ({error})") from None
+
+
+def find(db: sqlite3.Connection, key: Key) -> str | None:
+    """The translation that stands there."""
+    query = "SELECT translation FROM translations WHERE (engine, version, route, text) = (?, ?, ?, ?)"
+    return (db.execute(query, key).fetchone() or (None,))[0]
 
 
 class Service:
@@ -179,24 +220,25 @@ class Service:
             mine = [key for key in dict.fromkeys(keys) if key not in self._in_flight]
             self._in_flight |= {key: Future() for key in mine}
             promises = {key: self._in_flight[key] for key in keys}
+        owed = {key: promises[key] for key in mine}  # what is neither answered nor on its way to the disk
         try:
             for key in mine:  # looked up once claimed: a former owner stores before it gives up its claim
                 known = self._cache.get(key) if sendable(key[3]) else TranslationError(NOT_SENDABLE)
                 if known is not None:
-                    promises[key].set_result(known)
-            missing = [key for key in mine if not promises[key].done()]
+                    owed.pop(key).set_result(known)
+            missing = list(owed)
             self._count(texts=len(texts), hits=len(texts) - len(missing))
             size = getattr(self.engine, "batch", 1)
             for chunk in (missing[i : i + size] for i in range(0, len(missing), size)):
-                answers = self._answers(chunk, lambda some: checked(some, ask(some, source, target)))
-                for key, answer in zip(chunk, answers, strict=True):
-                    promises[key].set_result(answer)
+                if self._cache.failure:  # before more is paid for and lost
+                    raise self._cache.failure
+                self._answer(chunk, lambda some: checked(some, ask(some, source, target)), owed)
         except BaseException as error:
-            for key in mine:
-                if not promises[key].done():  # others may be waiting for it
-                    promises[key].set_exception(error)
+            for promise in owed.values():  # others may be waiting for it
+                promise.set_exception(error)
             raise
         finally:
+            wait([promises[key] for key in mine])
             with self._lock:
                 for key in mine:
                     del self._in_flight[key]
@@ -204,15 +246,19 @@ class Service:
         self._count(failures=sum(isinstance(result, TranslationError) for result in results))
         return results
 
-    def _answers(self, keys: list[Key], ask) -> list:
-        """Answers of one batch, or errors. If it fails as a whole, its texts go one by one."""
+    def _answer(self, keys: list[Key], ask, owed: dict[Key, Future]) -> None:
+        """Ask for one batch: its texts are owed no longer. If it fails as a whole, they go one by one. The next batch
+        is asked for while this one is written."""
         try:
             answers = self._insist([text for *_, text in keys], ask)
         except TranslationError as error:
-            if len(keys) > 1:
-                return [answer for key in keys for answer in self._answers([key], ask)]
-            return [error]
-        return self._cache.keep(dict(zip(keys, answers, strict=True)))
+            if len(keys) == 1:
+                owed.pop(keys[0]).set_result(error)
+            else:
+                for key in keys:
+                    self._answer([key], ask, owed)
+            return
+        self._cache.keep(dict(zip(keys, answers, strict=True)), {key: owed.pop(key) for key in keys})
 
     def _insist(self, texts: list[str], ask) -> list[str]:
         """Ask, and ask again while the failure is a passing one and there is time."""
