@@ -26,9 +26,6 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from model import Qwen3, assemble
 
@@ -135,6 +132,10 @@ def shard(model: Qwen3, dtype: torch.dtype) -> Qwen3:
     """
     if not dist.is_initialized():
         return model
+    # Imported here, because it takes a quarter of a command's start, and a single process in fp32 has no use for it.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     weight = model.embed_tokens.weight
     mesh = init_device_mesh(weight.device.type, (world(),))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=weight.dtype)
@@ -145,9 +146,19 @@ def shard(model: Qwen3, dtype: torch.dtype) -> Qwen3:
     return model
 
 
+def is_sharded(model: Qwen3) -> bool:
+    """Whether `shard` has made an FSDPModule of it; told by a method, to import nothing."""
+    return hasattr(model, "set_requires_gradient_sync")
+
+
+def is_split(tensor: Tensor) -> bool:
+    """Whether this rank holds a part of it only: a DTensor."""
+    return hasattr(tensor, "full_tensor")
+
+
 def sum_gradients(model: Qwen3, now: bool) -> None:
     """Whether the next backward sums the gradients over the ranks. Until then they add up on each rank, unsplit."""
-    if isinstance(model, FSDPModule):
+    if is_sharded(model):
         model.set_requires_gradient_sync(now)
 
 
@@ -161,7 +172,7 @@ def gathered(model: Qwen3, dtype: torch.dtype) -> Qwen3:
 
     This is where weights would be handed to an inference engine.
     """
-    if not isinstance(model, FSDPModule):
+    if not is_sharded(model):
         return model
     weights = {name: _full(weight.detach().to(dtype)) for name, weight in model.named_parameters()}
     return assemble(model.config, weights)
@@ -170,12 +181,12 @@ def gathered(model: Qwen3, dtype: torch.dtype) -> Qwen3:
 def parts(model: Qwen3) -> dict[str, Tensor]:
     """What this rank holds of each parameter; may be empty."""
     held = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    return {name: part.to_local() if isinstance(part, DTensor) else part for name, part in held.items()}
+    return {name: part.to_local() if is_split(part) else part for name, part in held.items()}
 
 
 def whole_model(model: Qwen3) -> Qwen3 | None:
     """The policy in fp32 on the CPU of the rank that writes, None on the others."""
-    if not isinstance(model, FSDPModule):
+    if not is_sharded(model):
         return model
     weights = whole({name: weight.detach() for name, weight in model.named_parameters()})
     return assemble(model.config, weights) if rank() == 0 else None
@@ -193,11 +204,13 @@ def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def split_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """This rank's part of a whole tensor that belongs to a parameter, such as a moment; needs no other rank."""
-    if not isinstance(parameter, DTensor):
+    if not is_split(parameter):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     tensor = tensor.to(parameter.device)
     return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def _full(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_split(tensor) else tensor

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import ROOT, base_directory, call_main, environment, hand_made, sums, write_tasks
+from helpers import ROOT, base_directory, call_main, command, environment, hand_made, sums, write_tasks
 from safetensors.torch import load_file
 
 import model as model_file
@@ -282,3 +282,10 @@ def test_a_lost_rank_ends_all_and_costs_no_saved_step(options, tmp_path):
     assert done - 1 <= saved <= done
     call_main(train.main, *options, "--steps", saved + 1, "--out", out, "--resume")
     assert [row["step"] for row in log(out)] == list(range(1, saved + 2))
+
+
+def test_a_single_process_starts_without_the_engine_that_splits_weights():
+    """Catches an import that takes a quarter of the start of every command, and is used by a run on several ranks."""
+    loaded = command("-c", "import sys, train; print(*sys.modules)").stdout.split()
+    assert {"train", "harness.distributed", "torch.distributed"} <= set(loaded)
+    assert not {"torch.distributed.fsdp", "torch.distributed.tensor"} & set(loaded)
