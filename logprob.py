@@ -217,7 +217,7 @@ class _TokenLogps(torch.autograd.Function):
                 if needs_hidden:
                     grad_hidden[rows] = logits @ head[: ctx.valid_vocab]  # [n, C]
                 if needs_head:
-                    grad_head[: ctx.valid_vocab] += logits.T @ hidden[rows]  # [valid_vocab, C]
+                    _add_product_(grad_head[: ctx.valid_vocab], logits.T, hidden[rows])  # [valid_vocab, C]
         return grad_hidden, grad_head.to(head_weight.dtype) if needs_head else None, None, None, None, None
 
 
@@ -232,8 +232,15 @@ def _no_autocast(tensor):
     return torch.autocast(tensor.device.type, enabled=False)
 
 
+def _add_product_(total, a, b):
+    """total += a @ b. Of one dtype, nothing as large as the head is made beside the head's gradient itself."""
+    total.addmm_(a, b) if total.dtype == b.dtype else total.add_(a @ b)
+
+
 def _chunks(N, chunk_rows):
-    return [slice(start, start + chunk_rows) for start in range(0, N, chunk_rows)]
+    """No more chunks than needed, of one size but for the last: each finds its memory where the one before left it."""
+    size = -(-N // max(1, -(-N // chunk_rows))) or 1
+    return [slice(start, start + size) for start in range(0, N, size)]
 
 
 def _sum_dtype(tensor):

@@ -251,7 +251,7 @@ class LiveMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        self.matmuls += function is torch.ops.aten.mm.default
+        self.matmuls += function in (torch.ops.aten.mm.default, torch.ops.aten.addmm_.default)
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
@@ -261,8 +261,8 @@ class LiveMemory(TorchDispatchMode):
         return result
 
 
-def live_memory(N, trained=("hidden", "head")):
-    hidden, head, targets = make_inputs(N, C=4, V=1000, dtype=torch.float32)
+def live_memory(N, trained=("hidden", "head"), C=4):
+    hidden, head, targets = make_inputs(N, C, V=1000, dtype=torch.float32)
     hidden.requires_grad_("hidden" in trained)
     head.requires_grad_("head" in trained)
     with LiveMemory() as memory:
@@ -276,6 +276,23 @@ def test_peak_memory_grows_by_vectors_not_by_logits(monkeypatch):
     monkeypatch.setattr(logprob, "CHUNK_BYTES", 8 * 1000 * 4)
     growth = live_memory(N=96).peak - live_memory(N=32).peak
     assert growth < (96 - 32) * 80, "80 bytes a row hold a gradient of C = 4 floats and a few vectors, not 1000 logits"
+
+
+@not_interpreted
+def test_nothing_of_the_heads_size_stands_beside_its_gradient(monkeypatch):
+    """Catches a product [V, C] that is made for each chunk and then added."""
+    monkeypatch.setattr(logprob, "CHUNK_BYTES", 2 * 1000 * 4)
+    assert live_memory(N=8, C=400).peak < 2.1 * 1000 * 400 * 4, "the head and its gradient"
+
+
+@pytest.mark.parametrize("rows, chunk_rows", [(0, 5), (1, 5), (10, 5), (11, 5), (23, 5), (2048, 441)])
+def test_chunks_are_few_and_of_one_size(rows, chunk_rows):
+    """Catches a last chunk of a few rows, whose products cost nearly a whole chunk's; a lost row; a chunk too large."""
+    chunks = [list(range(rows)[part]) for part in logprob._chunks(rows, chunk_rows)]
+    assert [row for chunk in chunks for row in chunk] == list(range(rows))
+    assert len(chunks) == -(-rows // chunk_rows)
+    sizes = [len(chunk) for chunk in chunks]
+    assert not sizes or max(sizes) <= chunk_rows and max(sizes) - min(sizes) < len(chunks)
 
 
 def test_gradients_that_nobody_needs_are_not_computed():
