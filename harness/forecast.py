@@ -1,4 +1,4 @@
-"""What a run will take, before it is started: its plan, and the bytes at the peak of its two phases.
+"""What a run will take, before it is started: its plan, the bytes at the peak of its three phases, and on the disk.
 
 `train.py --dry-run` prints it, `bench/memory.py` makes a table of it. The forecast counts what
 the code keeps, tensor by tensor: what autograd saves is exact up to a few numbers a token, what lives for a moment only
@@ -11,16 +11,22 @@ Shapes: B rows, T time, S cache slots, C channels, H heads, K key/value heads, D
 """
 
 import json
+import os
+import shutil
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from data import Task, encode_prompt, load_tokenizer
+import torch
+
+from data import Task, encode_prompt, load_tasks, load_tokenizer
 from harness.rundir import policy_directory
-from harness.tasks import training_tasks
+from harness.tasks import evaluation_tasks, is_tiny, training_tasks
 from harness.template import remark, require_a_free_start
 from logprob import CHUNK_BYTES
 from model import GROWTH, Config, read_config
 
 SIZE = {"float64": 8, "float32": 4, "bfloat16": 2}
+FREE = 0.05  # of the memory that should stay free: for what is left out above
 
 
 def parameters(c: Config) -> tuple[int, int]:
@@ -44,9 +50,11 @@ class Batch:
     new: int
 
     @classmethod
-    def largest(cls, micro_tokens: int, group: int, prompt: int, new: int) -> "Batch":
-        """As many full rows as fit into `--micro-tokens`; one row is run even if it does not."""
-        return cls(max(1, micro_tokens // (prompt + new)), group, prompt, new)
+    def largest(cls, micro_tokens: int, group: int, prompt: int, new: int, most: int | None = None) -> "Batch":
+        """As many full rows as fit into `--micro-tokens`, of the `most` that there are; one is run even if it does not
+        fit."""
+        rows = max(1, micro_tokens // (prompt + new))
+        return cls(min(rows, most or rows), group, prompt, new)
 
     @property
     def prompts(self) -> int:
@@ -149,6 +157,32 @@ def rollouts(c: Config, rows: int, group: int, prompt: int, new: int, dtype: str
     }
 
 
+def closing(c: Config, rows: int, prompt: int, new: int, dtype: str, ranks: int) -> dict[str, int]:
+    """Bytes on one rank at the peak of the closing evaluation, by kind: rows without groups, each with its own prompt.
+
+    Training's weights and moments are still there, and base and result are read whole, one after the other: the first
+    is let go when the second has been read.
+    """
+    layer, ends = parameters(c)
+    parts = rollouts(c, rows, 1, prompt, new, dtype, ranks)
+    return {**parts, "copy": 2 * SIZE[dtype] * (c.num_hidden_layers * layer + ends)}
+
+
+def on_disk(c: Config) -> int:
+    """Bytes that a run's policies take at most: two checkpoints and a third that is being written, each with weights
+    and both moments, and `best/` twice, while a better one is written, in
+    fp32 if its source is. Logs are small beside them."""
+    layer, ends = parameters(c)
+    total = c.num_hidden_layers * layer + ends
+    return 3 * 12 * total + 2 * 4 * total
+
+
+def on_host(c: Config, is_gpu: bool) -> int:
+    """Bytes beyond the model's own that the rank that writes a checkpoint takes from the host's memory."""
+    layer, ends = parameters(c)
+    return 12 * (c.num_hidden_layers * layer + ends) if is_gpu else 0
+
+
 def describe(parts: dict[str, int]) -> str:
     """The sum in GB (10^9 bytes), and what it is made of."""
     listed = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items() if size)
@@ -175,23 +209,32 @@ def dry_run(config) -> str:
     require_a_free_start(base)
     tokenizer, shape = load_tokenizer(base), read_config(base)
     draw_tasks = training_tasks(config, config.tiers, config.seed)
-    longest = max(len(encode_prompt(task, tokenizer, config.chat)) for task in draw_tasks(0, config.prompts))
-    count = config.prompts * config.group_size
-    lines, batch = [], Batch.largest(config.micro_tokens, config.group_size, longest, config.max_new_tokens)
+    tests = [evaluation_tasks(config, *part) for part in _evaluations(config)]
+    items = max((len(tasks) for groups in tests for tasks in groups.values()), default=0)
+    longest = _longest_prompt(config, tokenizer, draw_tasks, tests)
+    count, new = config.prompts * config.group_size, config.max_new_tokens
+    batch = Batch.largest(config.micro_tokens, config.group_size, longest, new, count // config.minibatches)
+    lines = []
     for ranks in (1, 8):
         rows = min(config.max_rows, -(-config.prompts // ranks) * config.group_size)
-        sampling = rollouts(shape, rows, config.group_size, longest, config.max_new_tokens, config.dtype, ranks)
+        tested = min(config.max_rows, -(-items // ranks))
+        sampling = rollouts(shape, rows, config.group_size, longest, new, config.dtype, ranks)
         training = update(shape, batch, config.dtype, config.checkpoint_activations, ranks)
+        ending = closing(shape, tested, longest, new, config.dtype, ranks)
+        peak = max(sum(phase.values()) for phase in (sampling, training, ending))
         lines += [
             f"predicted memory of each of {ranks} ranks:" if ranks > 1 else "predicted memory of one process:",
-            f"  rollouts, {rows} rows of {longest} + {config.max_new_tokens} ids at a time: {describe(sampling)}",
+            f"  rollouts, {rows} rows of {longest} + {new} ids at a time: {describe(sampling)}",
             f"  update, micro-batches of {batch.rows} such rows, prompts shared: {describe(training)}",
+            f"  closing evaluation, {tested} such rows, no two of one prompt: {describe(ending)}",
+            f"  {_verdict(peak, config.device, ranks)}",
         ]
-    most = count * config.max_new_tokens
+    most = count * new
     return "\n".join(
         [
             introduction(config, draw_tasks(0, 1)[0], tokenizer, base),
             *lines,
+            *_storage(shape, config),
             f"plan: {config.steps} steps, each {config.prompts} prompts x {config.group_size} = {count} rollouts and "
             f"{config.minibatches} optimizer steps",
             f"  in all {config.steps * count:,} rollouts and at most {config.steps * most:,} tokens, {most:,} a step",
@@ -200,3 +243,47 @@ def dry_run(config) -> str:
             "nothing was written",
         ]
     )
+
+
+def _evaluations(config) -> list[tuple[str, int]]:
+    return [("validation", config.validation_items), ("test", config.test_items)]
+
+
+def _longest_prompt(config, tokenizer, draw_tasks, tests: list[dict]) -> int:
+    """Ids of the longest prompt of the file; of the embedded world, whose tasks have no end, of one step and all items
+    of the evaluations."""
+    if is_tiny(config):
+        tasks = [
+            *draw_tasks(0, config.prompts),
+            *(task for groups in tests for part in groups.values() for task in part),
+        ]
+    else:
+        tasks = load_tasks(config.data, config.field_names)
+    return max(len(encode_prompt(task, tokenizer, config.chat)) for task in tasks)
+
+
+def _verdict(peak: int, device: str, ranks: int) -> str:
+    """Whether the largest phase fits into the memory of the device here."""
+    is_gpu = device.startswith("cuda")
+    if not (torch.cuda.is_available() if is_gpu else hasattr(os, "sysconf")):  # Windows has none
+        return f"{peak / 1e9:.2f} GB at the peak; how much there is cannot be told here"
+    if is_gpu:
+        have, place = torch.cuda.mem_get_info(device)[1], "the GPU"
+    else:  # all ranks share it
+        have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks
+        place = f"this machine for each of {ranks} ranks" if ranks > 1 else "this machine"
+    fits = "fits" if peak <= (1 - FREE) * have else "does not fit"
+    return f"{fits}: {peak / 1e9:.2f} GB at the peak, {have / 1e9:.2f} GB on {place}, {FREE:.0%} of it left free"
+
+
+def _storage(shape: Config, config) -> list[str]:
+    """Lines about the disk that `--out` is on and about the host's memory."""
+    there = Path(config.directory).absolute()
+    there = next(place for place in (there, *there.parents) if place.exists())
+    need, free = on_disk(shape), shutil.disk_usage(there).free
+    fits = "fits" if need <= free else "does not fit"
+    host = on_host(shape, config.device.startswith("cuda"))
+    return [
+        f"predicted disk: {fits}: checkpoints and best/ take at most {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are free",
+        f"predicted host memory, beyond what is told above: {host / 1e9:.2f} GB while a checkpoint is written",
+    ]

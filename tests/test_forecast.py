@@ -1,6 +1,7 @@
 """The forecast of a run: bytes against autograd's own account, and a dry run that writes nothing."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -153,4 +154,62 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(tmp_path, capsys):
     assert "<tools>" in printed and "<|im_start|>assistant\n<think>\n\n</think>" in printed
     assert "3 steps, each 128 prompts x 8 = 1024 rollouts and 4 optimizer steps" in printed
     assert "3,072 rollouts and at most 6,291,456 tokens" in printed
-    assert printed.count(" GB (weights ") == 4
+    assert printed.count(" GB (weights ") == 6
+    assert printed.count(": 0.00 GB while") == 1 and "predicted disk: fits: " in printed
+
+
+def dry(capsys, *words) -> str:
+    call_main(train.main, "--dry-run", *words)
+    return capsys.readouterr().out
+
+
+def test_no_more_rows_are_counted_than_there_are(capsys):
+    """Catches a step of four prompts that is told to need the memory of 55 rows."""
+    step = ("--prompts", 4, "--group-size", 2, "--minibatches", 2, "--validation-items", 3, "--test-items", 3)
+    printed = dry(capsys, *step)
+    assert "micro-batches of 4 such rows" in printed and "rollouts, 8 rows" in printed
+    assert "closing evaluation, 3 such rows" in printed and "closing evaluation, 1 such rows" in printed
+    assert forecast.Batch.largest(100, 8, 30, 30, most=7).rows == 1
+
+
+def test_the_longest_prompt_of_the_file_counts(tmp_path, capsys):
+    """Catches a forecast from the first step's prompts: a run that ends at the first long one."""
+    path = write_tasks(tmp_path / "tasks.jsonl")
+    rows = path.read_text(encoding="utf-8").splitlines()
+    last = json.loads(rows[-1])
+    longer = json.dumps({**last, "question": last["question"] + " a" * 300}, ensure_ascii=False)
+
+    def rows_of(content: list[str]) -> int:
+        path.write_text("\n".join(content) + "\n", encoding="utf-8")
+        printed = dry(capsys, "--data", path, "--lang-tier", "low", "--prompts", 2)
+        return int(printed.partition(" rows of ")[2].partition(" + ")[0])
+
+    assert rows_of([*rows[:-1], longer]) >= rows_of(rows) + 300
+
+
+def test_what_fits_and_what_does_not_is_said(tmp_path, capsys, monkeypatch):
+    """Catches a verdict that is always the same, and a disk that fills up with the third checkpoint."""
+    few = ("--validation-items", 3, "--test-items", 3)
+    assert "  fits: " in (printed := dry(capsys, *few)) and "does not fit" not in printed
+    monkeypatch.setattr(forecast.os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 8 * 10**7}.get)
+    monkeypatch.setattr(forecast.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(0, 0, 4 * 10**7))
+    printed = dry(capsys, *few, "--out", tmp_path / "not" / "yet")
+    assert printed.count("  does not fit: ") == 2 and "predicted disk: does not fit: " in printed
+
+
+def test_the_disk_holds_three_checkpoints_and_two_of_the_best(tmp_path):
+    """Catches a count of the files that a run writes which is not theirs."""
+    model = Qwen3(SMALL)
+    model_file.save(model, tmp_path / "best")
+    weights = (tmp_path / "best" / "model.safetensors").stat().st_size
+    assert forecast.on_disk(SMALL) == pytest.approx(3 * 3 * weights + 2 * weights, rel=0.02)
+    assert (forecast.on_host(SMALL, True), forecast.on_host(SMALL, False)) == (pytest.approx(3 * weights, rel=0.02), 0)
+
+
+def test_the_closing_evaluation_holds_two_policies_beside_the_trained_one():
+    """Catches a run that ends in its last minute, when base and result are read."""
+    end = forecast.closing(SMALL, 8, 20, 20, "bfloat16", 1)
+    layer, ends = forecast.parameters(SMALL)
+    total = SMALL.num_hidden_layers * layer + ends
+    assert (end["weights"] + end["moments"], end["copy"]) == (12 * total, 4 * total)
+    assert end["working"] >= forecast.rollouts(SMALL, 8, 4, 20, 20, "bfloat16", 1)["working"]
