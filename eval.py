@@ -21,6 +21,7 @@ import torch
 
 from data import Task, Tokenizer
 from harness import viewer
+from harness.inherit import inherited
 from harness.options import Count, Options, Whole, clear_errors, parse, require
 from harness.rundir import load_policy, write_json
 from harness.tasks import evaluation_tasks
@@ -105,7 +106,7 @@ def compare(before: dict[str, list[Outcome]], after: dict[str, list[Outcome]]) -
 class EvalOptions(Options):
     """Options of eval.py."""
 
-    policy: tuple[str, ...] = ()  # a run directory or a model directory; may be repeated
+    policy: tuple[str, ...] = ()  # a run, measured as it was trained, or a model directory; may be repeated
     mode: Literal["free", "forced", "forbidden"] = "free"  # calls as the policy likes, an inserted call first, none
     tiers: str = ""  # groups of languages, separated by commas (default: all there are)
     part: Literal["validation", "test"] = "test"  # which items
@@ -120,7 +121,7 @@ class EvalOptions(Options):
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = parse(EvalOptions, __doc__, argv)
+    options = parse(EvalOptions, __doc__, argv, inherited)
     with clear_errors():
         if options.show:
             viewer.show(options.show, options.limit)

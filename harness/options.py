@@ -10,6 +10,7 @@ import inspect
 import math
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from typing import Annotated, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -186,8 +187,12 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def parse(cls, description: str, argv: list[str] | None = None):
-    """An instance of the options dataclass `cls` from the command line; the preset's values are its defaults."""
+def parse(cls, description: str, argv: list[str] | None = None, inherited: Callable[[dict], dict] | None = None):
+    """An instance of the options dataclass `cls` from the command line.
+
+    What is not given there comes from `inherited` (what is given -> more of it), then from the preset, then from the
+    fields' defaults.
+    """
     kinds, comments = get_type_hints(cls), _comments(cls)
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     for field in fields(cls):
@@ -206,8 +211,8 @@ def parse(cls, description: str, argv: list[str] | None = None):
     known = {field.name for field in fields(cls)}
     preset = {name: value for name, value in PRESETS[given.get("preset", "tiny")].items() if name in known}
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    options = cls(**{**preset, **given})
     try:
+        options = cls(**{**preset, **(inherited(given) if inherited else {}), **given})
         options.check()
     except ValueError as error:
         parser.error(str(error))
