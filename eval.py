@@ -11,6 +11,7 @@ trained ones, the held-out ones, the synthetic ones. Rollouts whose engine faile
 Left out: significance tests. A difference comes with its 95% interval from a paired bootstrap over tasks.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,13 +119,16 @@ class EvalOptions(Options):
     plot: str = ""  # draw accuracy over cost into this file
     show: str = ""  # print the rollouts of this file and stop
     limit: Count = 20  # how many rollouts to show, the last ones
+    page: Count = 1  # 2 shows those before the last ones, and so on
+    only: str = ""  # show rollouts that are all of these, as low,math,wrong,no-call,open
+    groups: bool = False  # show the rollouts of each prompt together, one line each
 
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(EvalOptions, __doc__, argv, inherited)
     with clear_errors():
         if options.show:
-            viewer.show(options.show, options.limit)
+            viewer.show(options.show, options.limit, sys.stdout, options.only, options.page, options.groups)
             return
         require(bool(options.policy), "name at least one --policy, or a file to --show")
         viewer.check_outputs(options.json, options.plot)

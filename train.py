@@ -95,7 +95,7 @@ class Config(TrainingOptions):
     save_every: Neutral[Count] = 35  # steps between checkpoints
     max_tool_errors: Neutral[Share] = 0.5  # the run stops if the engine fails in more than this share of the rollouts
     test_items: Neutral[Count] = 500  # test items in each group of languages, for the closing table
-    log_rollouts: Neutral[Whole] = 8  # rollouts of each step kept in rollouts.jsonl
+    log_rollouts: Neutral[Whole] = 8  # rollouts of each step kept in rollouts.jsonl, whole groups
     dry_run: Neutral[bool] = False  # print configuration, first prompt, predicted memory and plan, and stop
 
     @property
@@ -144,10 +144,10 @@ def train_step(model, tokenizer, optimizer, tasks, translator, config: Config, s
         updated = update(model, optimizer, rollouts, advantages.flatten(), config, tokenizer.size)
         guard.stop_at_divergence(updated, model)
     except guard.Diverged as reason:
-        reason.rows = logged_rows(rollouts, scores, advantages.flatten(), step + 1, len(rollouts))
+        reason.rows = logged_rows(rollouts, scores, advantages, kappa, gates, step + 1, len(rollouts))
         raise
     metrics = step_metrics(tasks, rollouts, scores, kappa, gates, shaped, advantages)
-    logged = logged_rows(rollouts, scores, advantages.flatten(), step + 1, config.log_rollouts)
+    logged = logged_rows(rollouts, scores, advantages, kappa, gates, step + 1, config.log_rollouts)
     return metrics | updated, logged
 
 

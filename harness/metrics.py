@@ -126,11 +126,25 @@ class UpdateLog:
         }
 
 
-def logged_rows(rollouts: list[Rollout], scores: list[Score], advantages: Tensor, step: int, count: int) -> list[dict]:
-    """`count` rollouts of a step, evenly spread, as rows for rollouts.jsonl."""
-    every = max(1, len(rollouts) // max(1, count))
-    kept = list(range(0, len(rollouts), every))[:count]
-    return [rollout_row(rollouts[i], scores[i], step, float(advantages[i])) for i in kept]
+def logged_rows(
+    rollouts: list[Rollout],
+    scores: list[Score],
+    advantages: Tensor,
+    kappa: Tensor,
+    gates: Tensor,
+    step: int,
+    count: int,
+) -> list[dict]:
+    """`count` rollouts of a step as rows for rollouts.jsonl: whole groups, since what is learned is the difference
+    within one, evenly spread over the step's prompts and others in the next step. advantages [P, G], kappa, gates [P].
+    """
+    P, G = advantages.shape
+    some = min(P, -(-count // G))
+    chosen = sorted({(step - 1 + i * P // some) % P for i in range(some)})
+    kept = [(p, i) for p in chosen for i in range(G)][:count]
+    rows = [rollout_row(rollouts[p * G + i], scores[p * G + i], step, float(advantages[p, i])) for p, i in kept]
+    known = [{"confidence": round(float(kappa[p]), 4), "gate": float(gates[p])} for p, _ in kept]
+    return [row | more for row, more in zip(rows, known, strict=True)]
 
 
 def rollout_row(rollout: Rollout, score: Score, step: int, advantage: float) -> dict:

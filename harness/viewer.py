@@ -5,46 +5,66 @@ rollouts.jsonl -> show -> text;  reports of eval.py -> plot -> accuracy over cos
 
 import importlib.util
 import itertools
-import json
 import sys
 from pathlib import Path
 
 from data import load_tokenizer
 from harness.options import require
-from harness.rundir import policy_directory, read_lines
+from harness.rows import groups, parts, question, read_rollouts, select, tags, verdict
+from harness.rundir import policy_directory
+from harness.terminal import fit, has_colours, width
 
 
-def show(path, limit: int, out=sys.stdout) -> None:
-    """Print the rollouts of a `rollouts.jsonl`: what the policy sampled stands out, what was inserted is dim (or in
-    ⟦ ⟧ where the output has no colours). ValueError naming file and line for a line that is no rollout."""
+def show(path, limit: int, out=sys.stdout, only: str = "", page: int = 1, by_group: bool = False) -> None:
+    """Print the last rollouts of a `rollouts.jsonl`, `limit` of those that `only` names: what the policy sampled stands
+    out, what was inserted is dim (or in ⟦ ⟧ where the output has no colours). `page` 2 are those before the last.
+    `by_group`: the rollouts of a prompt under each other, one line each.
+
+    ValueError naming file and line for a line that is no rollout, and for a page that is not there.
+    """
     path = Path(path)
-    lines = read_lines(path)
+    rows = read_rollouts(path)
+    found = select(rows, only)
+    units = groups(found) if by_group else [[row] for row in found]
+    end = len(units) - (page - 1) * limit
+    require(end > 0 or page == 1, f"--page {page}: {len(units)} match, {limit} on a page")
     tokenizer = load_tokenizer(policy_directory(path.parent))
-    mine, theirs = ("\033[1;32m{}\033[0m", "\033[2m{}\033[0m") if out.isatty() else ("{}", "⟦{}⟧")
-    for number, line in enumerate(lines[-limit:], start=max(0, len(lines) - limit) + 1):
-        try:
-            row = json.loads(line)
-            task, result, ids, sampled = row["task"], row["score"], row["ids"], row["sampled"]
-            turn = "".join(
-                (mine if sampled[a] else theirs).format(tokenizer.decode(ids[a:b])) for a, b in _runs(sampled)
-            )
-            verdict = "right" if result["correct"] else f"wrong, the answer is {task['answer']!r}"
-            if result["reward"] != result["correct"]:  # partial credit
-                verdict += f", reward {result['reward']:.2f}"
-            head = (
-                f"--- step {row.get('step', '-')}  {task['id']}  {verdict}, cost {result['cost']:.2f}, "
-                f"stop {row['stop']}, advantage {row.get('advantage', 0):+.2f}"
-            )
-            question = "\n".join((task["question"], *task["choices"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}:{number}: not a rollout ({error!r})") from None
-        print(f"{head}\n{question}\n> {turn}\n", file=out)
+    for unit in units[max(0, end - limit) : end]:
+        print(_as_group(unit, tokenizer, out) if by_group else _as_rollout(unit[0], tokenizer, out), file=out)
+    if len(units) > limit or len(found) < len(rows):
+        what, more = ("groups" if by_group else "rollouts"), f"; --page {page + 1} has those before" * (end > limit)
+        print(f"{what} {min(end, max(0, end - limit) + 1)} to {end} of {len(units)} that match{more}", file=out)
 
 
-def _runs(flags: list) -> list[tuple[int, int]]:
-    """The stretches [a, b) of equal flags."""
-    edges = [0, *(i for i in range(1, len(flags)) if flags[i] != flags[i - 1]), len(flags)]
-    return list(zip(edges, edges[1:], strict=False)) if flags else []
+def _as_rollout(row: dict, tokenizer, out) -> str:
+    """A rollout in full."""
+    head = (
+        f"--- step {row.get('step', '-')}  {row['task']['id']}  {verdict(row)}, cost {row['score']['cost']:.2f}, "
+        f"stop {row['stop']}, advantage {row.get('advantage', 0):+.2f}"
+    )
+    return f"{head}\n{question(row)}\n> {''.join(_turns(row, tokenizer, out))}\n"
+
+
+def _as_group(rows: list[dict], tokenizer, out) -> str:
+    """The rollouts of a prompt, a line each, cut to the terminal's width."""
+    gate = tags(rows[0])["gate"]
+    known = f", confidence {rows[0]['confidence']:.2f}, gate {gate}" if gate and "confidence" in rows[0] else ""
+    lines = [f"=== step {rows[0].get('step', '-')}  {rows[0]['task']['id']}{known}", question(rows[0])]
+    for row in rows:
+        said = "right" if row["score"]["correct"] else "wrong"
+        head = f"  {said}  cost {row['score']['cost']:5.2f}  advantage {row.get('advantage', 0):+5.2f}  "
+        said = "".join(tokenizer.decode(ids) if drawn else " ⟦…⟧ " for ids, drawn in parts(row["ids"], row["sampled"]))
+        lines.append(fit(head + said, width(out)))
+    return "\n".join([*lines, ""])
+
+
+def _turns(row: dict, tokenizer, out) -> list[str]:
+    """The text of a rollout, what was drawn and what was inserted told apart."""
+    drawn, inserted = ("\033[1;32m{}\033[0m", "\033[2m{}\033[0m") if has_colours(out) else ("{}", "⟦{}⟧")
+    return [
+        (drawn if is_drawn else inserted).format(tokenizer.decode(ids))
+        for ids, is_drawn in parts(row["ids"], row["sampled"])
+    ]
 
 
 def plot(reports: dict[str, dict[str, dict]], path: str) -> None:

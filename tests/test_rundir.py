@@ -580,13 +580,26 @@ def test_a_reversed_answer_is_a_right_one_with_a_call_that_is_pushed_down():
 
 
 @pytest.mark.parametrize(
-    "count, steps", [(0, []), (1, [0]), (3, [0, 4, 8]), (12, list(range(12))), (50, list(range(12)))]
+    "step, count, kept",
+    [
+        (1, 0, []),
+        (1, 2, [0, 1]),
+        (1, 3, [0, 1, 2]),
+        (2, 3, [3, 4, 5]),
+        (2, 6, [3, 4, 5, 9, 10, 11]),
+        (6, 4, [3, 4, 5, 9]),
+        (1, 12, list(range(12))),
+        (3, 50, list(range(12))),
+    ],
 )
-def test_the_logged_rollouts_are_spread_over_the_step(count, steps):
-    """Catches a log of one group only, one that is longer than asked for, and an advantage of another rollout."""
+def test_whole_groups_are_logged_and_others_in_the_next_step(step, count, kept):
+    """Catches rollouts without the others of their group, a log that is longer than asked for, one that keeps the same
+    group in each step, and an advantage, a confidence or a gate of another rollout."""
     task = Task("t", "low-01", "low", "trained", "math", "?", (), "5")
     rollouts = [Rollout(task, (1,), (i,), (True,), (0.0,), (), "end") for i in range(12)]
     scores = [Score(1, 1.0, str(i), True, 0.0, False) for i in range(12)]
-    rows = logged_rows(rollouts, scores, torch.arange(12.0), 7, count)
-    assert [(row["ids"], row["score"]["answer"], row["advantage"]) for row in rows] == [([i], str(i), i) for i in steps]
-    assert {row["step"] for row in rows} <= {7}
+    kappa, gates = torch.tensor([0.0, 0.25, 0.5, 1.0]), torch.tensor([0.0, 0.0, 0.0, 1.0])
+    rows = logged_rows(rollouts, scores, torch.arange(12.0).view(4, 3), kappa, gates, step, count)
+    assert [(row["ids"], row["score"]["answer"], row["advantage"]) for row in rows] == [([i], str(i), i) for i in kept]
+    assert [(row["confidence"], row["gate"]) for row in rows] == [(float(kappa[i // 3]), i // 9) for i in kept]
+    assert {row["step"] for row in rows} <= {step}
