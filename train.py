@@ -26,7 +26,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import gspo
 from data import Task
@@ -48,7 +47,8 @@ from harness.options import (
 )
 from harness.rundir import Run, load_policy, policy_directory
 from harness.tasks import evaluation_tasks, training_tasks
-from harness.viewer import closing_table, status
+from harness.viewer import closing_table
+from harness.watch import Watch
 from logprob import plan, policy_logps
 from model import Qwen3
 from reward import score
@@ -270,9 +270,9 @@ def train(config: Config, device: str) -> None:
     print(introduction(config, draw_tasks(0, 1)[0], tokenizer, base))
 
     first, total = run.state["step"], config.steps
-    progress = tqdm(range(first, total), initial=first, total=total, unit="step", disable=not run.is_writer)
-    with guard.interrupts() as asked_to_stop, run.until_divergence(), progress:
-        for step in progress:
+    watch = Watch(run, config, tokenizer)
+    with guard.interrupts() as asked_to_stop, run.until_divergence():
+        for step in range(first, total):
             clock, done = time.perf_counter(), step + 1
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step)
@@ -285,18 +285,18 @@ def train(config: Config, device: str) -> None:
             if done % config.eval_every == 0 or done == total:
                 metrics["validation"] = validate(model, tokenizer, validation, translator, config)  # [8]
                 run.keep_best(model, base, done, metrics["validation"])
-                tqdm.write(f"step {done:4d}  validation  {status(metrics['validation']['tier'])}")
-            run.log_step(done, metrics, logged, time.perf_counter() - clock, translator)
+            seconds = time.perf_counter() - clock
+            run.log_step(done, metrics, logged, seconds, translator)
             stopped_by = distributed.any_rank(sum(asked_to_stop))  # asked once: the signal may come at any line
             if done % config.save_every == 0 or done == total or stopped_by:
                 run.save_checkpoint(model, optimizer, base)
-            progress.set_postfix_str(status(metrics["tier"]) + ("" if metrics["updates"] else ", no usable group"))
+            watch.step(done, metrics, seconds)
             if stopped_by:
-                progress.close()
                 print(f"stopped after step {done}; --resume with the same options goes on from there")
                 sys.exit(128 + stopped_by)
     with guard.stoppable(f"the run is complete; python eval.py --policy {base} --policy {run.path} makes the table"):
         report(run, base, device, translator, config, started)
+        watch.end()
 
 
 def validate(model, tokenizer, validation, translator, config: Config) -> dict:

@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import get_type_hints
 
-from harness.options import Options
+from harness.options import Options, typed
 
 # What a policy knows of the world around it. Where it runs, and how long, is the machine's.
 INHERITED = (
@@ -51,11 +51,11 @@ def inherited(given: dict) -> dict:
         return {}
     (first, taken), *others = runs.items()
     defaults = {field.name: field.default for field in fields(Options)}
-    if changed := [flag(name, taken[name]) for name in names if taken.get(name, defaults[name]) != defaults[name]]:
+    if changed := [typed(name, taken[name]) for name in names if taken.get(name, defaults[name]) != defaults[name]]:
         print(f"as {first} was trained: {' '.join(changed)}")
     for run, other in others:
         different = [
-            f"{flag(name, other.get(name))}, not {taken.get(name)!r}"
+            f"{typed(name, other.get(name))}, not {taken.get(name)!r}"
             for name in names
             if other.get(name) != taken.get(name)
         ]
@@ -72,13 +72,5 @@ def _checked(run: Path, names: list[str]) -> dict:
     for name in (name for name in names if name in found):
         plain = {int: (int,), float: (float, int), bool: (bool,)}.get(kinds[name], (str,))
         if not isinstance(found[name], plain) or isinstance(found[name], bool) != (kinds[name] is bool):
-            raise ValueError(f"{run / 'config.json'}: {name} is {found[name]!r}, which is no value of {flag(name)}")
+            raise ValueError(f"{run / 'config.json'}: {name} is {found[name]!r}, which is no value of this option")
     return {name: found[name] for name in names if name in found}
-
-
-def flag(name: str, *value) -> str:
-    """An option as it is typed: --price-call 0.5, --no-think."""
-    words = name.replace("_", "-")
-    if value and isinstance(value[0], bool):
-        return f"--{words}" if value[0] else f"--no-{words}"
-    return " ".join([f"--{words}", *map(repr, value)])

@@ -9,6 +9,7 @@ import contextlib
 import inspect
 import math
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -167,10 +168,31 @@ class Options:
 
 @dataclass(frozen=True)
 class TrainingOptions(Options):
-    """And of what a command that trains must not be given."""
+    """And of a command that trains: what it must not be given, and where it shows its metrics."""
 
     evaluation_data: Neutral[tuple[str, ...]] = ()  # JSONL file whose tasks may not be trained on; may be repeated
     allow_evaluation_data: Neutral[bool] = False  # train on them all the same, and say so
+    log: Neutral[Literal["none", "tensorboard", "wandb"]] = "none"  # show metrics there too; each needs its package
+
+    def check(self) -> None:
+        super().check()
+        ready = self.log == "none" or find_spec(self.log) is not None
+        require(ready, f"--log {self.log} needs a package: pip install {self.log}")
+
+
+def differing(options: Options) -> list[str]:
+    """The options that differ from their preset's, as they are typed."""
+    preset = {field.name: field.default for field in fields(options)} | PRESETS[options.preset]
+    return [typed(name, value) for name, value in vars(options).items() if value != preset[name] and name != "preset"]
+
+
+def typed(name: str, value) -> str:
+    """An option as it is typed: --price-call 0.5, --no-think."""
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return flag if value else flag.replace("--", "--no-", 1)
+    values = value if isinstance(value, tuple) else (value,)
+    return " ".join(f"{flag} {shlex.quote(str(one))}" for one in values)
 
 
 def deciding(cls) -> list[str]:

@@ -18,8 +18,9 @@ WORDS = {"verdict": ("right", "wrong"), "call": ("call", "no-call"), "gate": ("o
 
 def read_rollouts(path) -> list[dict]:
     """The rows of a `rollouts.jsonl`. ValueError naming file and line for a line that is no rollout."""
-    rows = []
-    for number, line in enumerate(read_lines(Path(path)), start=1):
+    rows: list[dict] = []
+    lines = read_lines(Path(path))
+    for number, line in enumerate(lines if lines != [""] else [], start=1):
         try:
             row = json.loads(line)
             tags(row), parts(row["ids"], row["sampled"])
@@ -29,6 +30,12 @@ def read_rollouts(path) -> list[dict]:
             raise ValueError(f"{path}:{number}: not a rollout ({error!r})") from None
         rows.append(row)
     return rows
+
+
+def read_metrics(run: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl; none if it has not begun."""
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in read_lines(path) if line] if path.exists() else []
 
 
 def tags(row: dict) -> dict[str, str]:

@@ -150,14 +150,6 @@ def closing_table(compared: dict[str, dict], result) -> str:
     return f"\n{head}\n{compare_table(compared, 'base', 'result')}"
 
 
-def status(by_tier: dict[str, dict]) -> str:
-    """Reward, tool rate and cost of each tier, for a line on the screen."""
-    return ", ".join(
-        f"{tier} {100 * m['accuracy']:.0f} tool {m['tool_rate']:.2f} cost {m['cost']:.2f}"
-        for tier, m in by_tier.items()
-    )
-
-
 def _counts(report: dict[str, dict]) -> str:
     """How many items: one number, or several if the groups differ."""
     return "/".join(str(n) for n in dict.fromkeys(group["n"] for group in report.values()))

@@ -243,6 +243,7 @@ def test_the_real_command_on_two_ranks_and_then_on_one(options, tmp_path):
         "step-000001",
         "step-000002",
         "report.json",
+        "report.html",
         "metrics.jsonl",
         "timings.jsonl",
         "rollouts.jsonl",

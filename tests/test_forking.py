@@ -21,7 +21,7 @@ from tiny.languages import WORLD
 from train import Config
 
 PAGE = (ROOT / "docs" / "forking.md").read_text(encoding="utf-8")
-PRODUCT = ("*.py", "harness/*.py", "translation/*.py", "tiny/*.py", "tiny/base/*")  # what a run needs
+PRODUCT = ("*.py", "harness/*.*", "translation/*.py", "tiny/*.py", "tiny/base/*")  # what a run needs
 # Five prompts are one of each domain, so what metrics.jsonl says by domain it says by prompt; all rollouts are kept.
 SMALL = (
     "--steps 6 --prompts 5 --minibatches 1 --group-size 4 --eval-every 6 --validation-items 5 --test-items 5 "

@@ -31,7 +31,7 @@ def test_a_policy_is_measured_as_it_was_trained(tmp_path, capsys):
     names = ("think", "answer_format", "price_call", "translator", "max_calls")
     assert {name: getattr(found, name) for name in names} == {name: getattr(TRAINED, name) for name in names}
     said = capsys.readouterr().out
-    assert "--no-think" in said and "--answer-format 'boxed'" in said and "--price-char" not in said
+    assert "--no-think" in said and "--answer-format boxed" in said and "--price-char" not in said
 
 
 def test_an_option_that_is_given_wins(tmp_path):

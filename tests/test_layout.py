@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STAGES = {"data": 1, "model": 2, "tools": 3, "sampler": 4, "reward": 5, "logprob": 6, "gspo": 7, "eval": 8, "train": 9}
 ROOMS = ("harness", "translation", "tiny", "paper", "bench")
 DEPENDENCIES = {"torch", "safetensors", "tokenizers", "numpy", "triton", "tqdm"}
-OPTIONAL = {"matplotlib", "math_verify", "pyarrow", "jinja2"}  # imported where they are needed
+OPTIONAL = {"matplotlib", "math_verify", "pyarrow", "jinja2", "tensorboard", "wandb"}  # imported where they are needed
 
 
 def files_of(folder: str) -> dict[str, Path]:
