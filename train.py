@@ -31,9 +31,11 @@ import gspo
 from data import Task
 from eval import compare, evaluate, summary
 from harness import distributed, guard
+from harness.explain import explain
 from harness.forecast import dry_run, introduction
 from harness.metrics import UpdateLog, logged_rows, step_metrics
 from harness.options import (
+    Alone,
     Amount,
     Count,
     Neutral,
@@ -96,6 +98,7 @@ class Config(TrainingOptions):
     max_tool_errors: Neutral[Share] = 0.5  # the run stops if the engine fails in more than this share of the rollouts
     test_items: Neutral[Count] = 500  # test items in each group of languages, for the closing table
     log_rollouts: Neutral[Whole] = 8  # rollouts of each step kept in rollouts.jsonl, whole groups
+    explain: Neutral[Alone[str]] = ""  # print a group from prompt to gradient and stop; FILE:STEP:TASK: a logged one
     dry_run: Neutral[bool] = False  # print configuration, first prompt, predicted memory and plan, and stop
 
     @property
@@ -338,9 +341,9 @@ def report(run: Run, base, device: str, translator, config: Config, started: flo
 
 def main(argv: list[str] | None = None) -> None:
     config = parse(Config, __doc__, argv)
-    if config.dry_run:
+    if config.dry_run or config.explain:
         with clear_errors():
-            print(dry_run(config))
+            print(explain(config, open_translator, generator) if config.explain else dry_run(config))
         return
     try:
         with guard.stoppable("no step was lost"):

@@ -84,6 +84,8 @@ Share = Annotated[float, Bounds(0, 1, words="between 0 and 1")]
 T = TypeVar("T")
 NEUTRAL = "decides no result"  # so it may differ from one start to the next, and is no part of a result's key
 Neutral = Annotated[T, NEUTRAL]
+ALONE = "may stand without a value"  # which then means "first"
+Alone = Annotated[T, ALONE]
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ def parse(cls, description: str, argv: list[str] | None = None, inherited: Calla
     What is not given there comes from `inherited` (what is given -> more of it), then from the preset, then from the
     fields' defaults.
     """
-    kinds, comments = get_type_hints(cls), _comments(cls)
+    kinds, marked, comments = get_type_hints(cls), get_type_hints(cls, include_extras=True), _comments(cls)
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     for field in fields(cls):
         flag, kind = "--" + field.name.replace("_", "-"), kinds[field.name]
@@ -228,6 +230,8 @@ def parse(cls, description: str, argv: list[str] | None = None, inherited: Calla
             extra |= {"action": "append", "type": get_args(kind)[0]}
         else:
             extra["type"] = kind
+        if ALONE in getattr(marked[field.name], "__metadata__", ()):
+            extra |= {"nargs": "?", "const": "first"}
         parser.add_argument(flag, default=None, **extra)
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     known = {field.name for field in fields(cls)}

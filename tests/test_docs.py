@@ -137,6 +137,14 @@ def test_the_readme_opens_with_a_rollout_as_the_viewer_prints_it(tmp_path):
     assert fenced(README)[0].strip() == printed.getvalue().strip()
 
 
+def test_the_manual_shows_the_explanation_that_the_command_prints():
+    """Catches a worked example that no command prints: every figure of it follows from the code and the base."""
+    (shown,) = fenced(PAGES["docs/manual.md"], "text")
+    done = command("train.py", "--lang-tier", "low", "--explain")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == shown
+
+
 def test_the_closing_table_is_that_of_the_committed_run():
     """Catches a table that no run has printed."""
     report = json.loads((LOW / "report.json").read_text(encoding="utf-8"))

