@@ -2,6 +2,7 @@
 
     python eval.py --policy runs/low --policy tiny --tiers low --mode forced
     python eval.py --show runs/low/rollouts.jsonl
+    python eval.py --chat --policy runs/low
 
 All policies answer the same tasks with the same uniform numbers (common random numbers), so that their differences are
 paired. Policies are measured at temperature 1, whatever they were trained with; `--greedy` figures are another measure.
@@ -22,6 +23,7 @@ import torch
 
 from data import Task, Tokenizer
 from harness import viewer
+from harness.chat import talk
 from harness.inherit import inherited
 from harness.options import Count, Options, Whole, clear_errors, parse, require
 from harness.rundir import load_policy, write_json
@@ -117,6 +119,9 @@ class EvalOptions(Options):
     seed: Whole = 0  # of the uniform numbers
     json: str = ""  # write all figures to this file
     plot: str = ""  # draw accuracy over cost into this file
+    chat: bool = False  # ask the policy: questions are typed, or drawn from the items where a line is empty
+    question: str = ""  # with --chat: this one, and stop
+    language: str = ""  # with --chat: that of typed questions (default: that of the first item)
     show: str = ""  # print the rollouts of this file and stop
     limit: Count = 20  # how many rollouts to show, the last ones
     page: Count = 1  # 2 shows those before the last ones, and so on
@@ -137,6 +142,9 @@ def main(argv: list[str] | None = None) -> None:
         require(set(wanted) <= set(groups), f"--tiers {options.tiers}: there are {', '.join(groups)}")
         policies = {name: load_policy(name, options.device, getattr(torch, options.dtype)) for name in options.policy}
         translator = open_translator(options)
+        if options.chat:
+            talk(options, *policies[options.policy[0]], [task for name in wanted for task in groups[name]], translator)
+            return
     temperature = 0.0 if options.greedy else 1.0
     outcomes = {}  # policy -> group -> outcomes
     for name, policy in policies.items():

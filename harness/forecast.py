@@ -195,8 +195,8 @@ def describe(parts: dict[str, int]) -> str:
 def introduction(config, task: Task, tokenizer, base) -> str:
     """The resolved configuration, the first prompt as the policy will see it, and whether `base`, the directory that it
     comes from, has a chat template of another kind."""
-    prompt = tokenizer.decode(encode_prompt(task, tokenizer, config.chat))
-    said = remark(base, tokenizer, config.chat)
+    prompt = tokenizer.decode(encode_prompt(task, tokenizer, config.chat_format))
+    said = remark(base, tokenizer, config.chat_format)
     return f"{json.dumps(asdict(config), indent=2)}\nfirst prompt:\n{prompt}" + (f"\n{said}" if said else "")
 
 
@@ -259,7 +259,7 @@ def _longest_prompt(config, tokenizer, draw_tasks, tests: list[dict]) -> int:
         ]
     else:
         tasks = load_tasks(config.data, config.field_names)
-    return max(len(encode_prompt(task, tokenizer, config.chat)) for task in tasks)
+    return max(len(encode_prompt(task, tokenizer, config.chat_format)) for task in tasks)
 
 
 def _verdict(peak: int, device: str, ranks: int) -> str:

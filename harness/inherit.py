@@ -70,6 +70,8 @@ def _checked(run: Path, names: list[str]) -> dict:
     """The run's values of these options, those that its version of the program had."""
     kinds, found = get_type_hints(Options), read_settings(run)
     for name in (name for name in names if name in found):
+        if kinds[name] is str and type(found[name]) in (int, float):  # was a number when the run was made
+            found[name] = str(found[name])
         plain = {int: (int,), float: (float, int), bool: (bool,)}.get(kinds[name], (str,))
         if not isinstance(found[name], plain) or isinstance(found[name], bool) != (kinds[name] is bool):
             raise ValueError(f"{run / 'config.json'}: {name} is {found[name]!r}, which is no value of this option")

@@ -126,7 +126,7 @@ class Options:
         require(ready, "--answer-format math needs a package: pip install math-verify")
 
     @property
-    def chat(self) -> Chat:
+    def chat_format(self) -> Chat:
         return Chat(self.system or None, (SCHEMA,) if self.tool_schema else (), self.think)
 
     @property
@@ -163,7 +163,7 @@ class Options:
             max_calls=self.max_calls,
             max_rows=self.max_rows,
             workers=self.workers,
-            chat=self.chat,
+            chat=self.chat_format,
             prices=Prices(self.price_call, self.price_char),
         )
 

@@ -180,7 +180,7 @@ import json, sys
 from harness.options import Options
 from tools import parse_call
 
-print([schema["function"]["name"] for schema in Options(tool_schema=True).chat.tools])
+print([schema["function"]["name"] for schema in Options(tool_schema=True).chat_format.tools])
 print(*[repr(parse_call(json.dumps({"name": "look_up", "arguments": a}))) for a in json.loads(sys.argv[1])], sep="\\n")
 """
 

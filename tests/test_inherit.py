@@ -66,7 +66,7 @@ def test_a_runs_best_policy_belongs_to_the_run_and_a_model_directory_to_none(tmp
     )
 
 
-@pytest.mark.parametrize("name, value", [("think", "yes"), ("max_calls", True), ("price_call", None), ("system", 3)])
+@pytest.mark.parametrize("name, value", [("think", "yes"), ("max_calls", True), ("price_call", None), ("system", [3])])
 def test_a_setting_of_another_type_is_named(tmp_path, capsys, name, value):
     """Catches a traceback, or a text where a number is meant, from a config.json that was edited."""
     run = make_run(tmp_path / "run", **{name: value})
@@ -74,6 +74,11 @@ def test_a_setting_of_another_type_is_named(tmp_path, capsys, name, value):
         options("--policy", run)
     line = capsys.readouterr().err
     assert stop.value.code == 2 and line.count("\n") == 1 and "config.json" in line and name in line
+
+
+def test_a_number_of_an_older_run_is_read_where_text_is_meant(tmp_path):
+    """Catches runs whose --tool-noise was one number: it may be three by now."""
+    assert options("--policy", make_run(tmp_path / "run", tool_noise=0.25)).noise["low"] == 0.25
 
 
 def test_the_settings_reach_the_evaluation(tmp_path, capsys):
