@@ -47,6 +47,7 @@ from harness.options import (
     parse,
     require,
 )
+from harness.readiness import readiness
 from harness.rundir import Run, load_policy, policy_directory
 from harness.tasks import evaluation_tasks, training_tasks
 from harness.viewer import closing_table
@@ -99,7 +100,7 @@ class Config(TrainingOptions):
     test_items: Neutral[Count] = 500  # test items in each group of languages, for the closing table
     log_rollouts: Neutral[Whole] = 8  # rollouts of each step kept in rollouts.jsonl, whole groups
     explain: Neutral[Alone[str]] = ""  # print a group from prompt to gradient and stop; FILE:STEP:TASK: a logged one
-    dry_run: Neutral[bool] = False  # print configuration, first prompt, predicted memory and plan, and stop
+    dry_run: Neutral[bool] = False  # print configuration, memory, plan and what is missing, and stop
 
     @property
     def directory(self) -> str:
@@ -343,7 +344,10 @@ def main(argv: list[str] | None = None) -> None:
     config = parse(Config, __doc__, argv)
     if config.dry_run or config.explain:
         with clear_errors():
-            print(explain(config, open_translator, generator) if config.explain else dry_run(config))
+            if config.explain:
+                print(explain(config, open_translator, generator))
+            else:
+                print(dry_run(config), readiness(config, open_translator), sep="\n")
         return
     try:
         with guard.stoppable("no step was lost"):

@@ -24,10 +24,13 @@ from harness import distributed, template
 from harness.guard import Diverged
 from harness.metrics import rounded
 from harness.modeldir import damage_of, is_finite, shorten, stored_dtype, sync, write_directory, write_json
-from harness.options import deciding
+from harness.options import deciding, typed
 from model import Qwen3
 
 LOGS = ("metrics.jsonl", "timings.jsonl", "rollouts.jsonl")
+
+# Options that decide a result and may change all the same: how far a run goes, how its sums are cut, when it looks.
+MAY_CHANGE = ("steps", "micro_tokens", "eval_every")
 
 
 class Run:
@@ -37,7 +40,7 @@ class Run:
         """Begin a run, or find the last good checkpoint of one. Writes nothing yet.
 
         Raises ValueError if there is a run already and `resume` is false, if the options differ from those of the run
-        to be resumed in anything that decides a result, but for `steps`, or if all of its checkpoints are damaged.
+        to be resumed in anything that decides a result, but for MAY_CHANGE, or if all of its checkpoints are damaged.
         """
         self.path, self.config, self.is_writer = Path(directory), config, distributed.rank() == 0
         self.state = {"step": 0, "best": None}  # steps done, and the summary of what best/ holds
@@ -51,13 +54,12 @@ class Run:
         if not saved.is_file():
             raise ValueError(f"{directory}: no run to resume (config.json is missing)")
         before, now = json.loads(saved.read_text()), json.loads(json.dumps(asdict(config)))
-        different = [
-            f"{name} was {before.get(name)!r}, is {now[name]!r}"
-            for name in deciding(type(config))
-            if name != "steps" and before.get(name) != now[name]
-        ]
+        different = [name for name in deciding(type(config)) if not _goes_on(name, before.get(name), now[name])]
         if different:
-            raise ValueError(f"{directory}: the options differ from the run's: {'; '.join(different)}")
+            told = "; ".join(f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in different)
+            raise ValueError(f"{directory}: the options differ from the run's: {told}")
+        for name in (name for name in MAY_CHANGE if before.get(name) != now[name]):
+            print(f"going on with {typed(name, now[name])}, which was {typed(name, before.get(name))}")
         self._find_checkpoint()
 
     def _find_checkpoint(self) -> None:
@@ -210,6 +212,14 @@ class Run:
             best = json.loads((result / "state.json").read_text())
             found = {"groups": compared, "result": best, "seconds": round(seconds, 1), **_meters(translator)}
             write_json(self.path / "report.json", found)
+
+
+def _goes_on(name: str, before, now) -> bool:
+    """Whether a run may be resumed with this value: the same one, another of MAY_CHANGE, or the same translator at
+    another address."""
+    if name == "translator" and isinstance(before, str):
+        before, now = (re.sub(r"^(\w+)\+https?://[^?]*", r"\1", spec) for spec in (before, now))
+    return name in MAY_CHANGE or before == now
 
 
 def _read_state(checkpoint: Path) -> tuple[str, dict]:

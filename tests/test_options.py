@@ -288,12 +288,40 @@ def test_what_decides_a_result_may_not_change_on_resuming_and_the_rest_may(tmp_p
             type(value), lambda v: v + 1
         )
         changed = dataclasses.replace(config, **{name: other(value)})
-        if name in (*NEUTRAL, "steps"):
+        if name in (*NEUTRAL, "steps", "micro_tokens", "eval_every"):
             Run(tmp_path, changed, True)
         else:
             with pytest.raises(ValueError, match=f"differ from the run's: {name} was [^;]*$"):
                 Run(tmp_path, changed, True)
     assert set(vars(config)) - set(NEUTRAL) == set(deciding(train.Config))
+
+
+@pytest.mark.parametrize(
+    "now, goes_on",
+    [
+        ("chat+https://other:9000/v1?model=a", True),
+        ("chat+http://host/v1?model=b", False),
+        ("libre+http://host/v1?model=a", False),
+    ],
+)
+def test_a_translator_may_move_and_not_become_another(tmp_path, now, goes_on):
+    """Catches a run that cannot go on because its server has another address, and one that goes on with another."""
+    config = train.Config(translator="chat+http://host/v1?model=a")
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    changed = dataclasses.replace(config, translator=now)
+    if goes_on:
+        Run(tmp_path, changed, True)
+    else:
+        with pytest.raises(ValueError, match="translator was 'chat.*', is '"):
+            Run(tmp_path, changed, True)
+
+
+def test_what_changes_on_resuming_is_said(tmp_path, capsys):
+    """Catches a run whose sums are cut differently from here on, without a word in its log."""
+    config = train.Config()
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    Run(tmp_path, dataclasses.replace(config, micro_tokens=4096), True)
+    assert capsys.readouterr().out == "going on with --micro-tokens 4096, which was --micro-tokens 16384\n"
 
 
 def test_the_readme_names_only_options_that_exist():
