@@ -65,7 +65,7 @@ def open_board(kind: str, directory: Path, options: dict, first: int) -> Board:
 
 def flat(metrics: dict, prefix: str = "") -> dict[str, float]:
     """Numbers within dictionaries -> name/name -> number; what has no value in this step is left out."""
-    found = {}
+    found: dict[str, float] = {}
     for name, value in metrics.items():
         found |= flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return {name: value for name, value in found.items() if value is not None}
