@@ -144,7 +144,7 @@ class Run:
 
         def write(directory: Path) -> None:
             model_file.save(policy, directory, like=source)
-            template.keep(directory, self.config.chat)
+            template.keep(directory, self.config.chat_format)
             tensors = {name: value.contiguous() if value.ndim else value.reshape(1) for name, value in moments.items()}
             save_file(tensors, directory / "optimizer.safetensors")
             write_json(directory / "state.json", self.state)
@@ -201,7 +201,7 @@ class Run:
 
         def write(directory: Path) -> None:
             model_file.save(_as_stored(policy, source), directory, like=source)
-            template.keep(directory, self.config.chat)
+            template.keep(directory, self.config.chat_format)
             write_json(directory / "state.json", self.state["best"])
 
         write_directory(self.path / "best", write)

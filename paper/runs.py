@@ -223,7 +223,7 @@ def call_probabilities(
     forward pass over the prompts, `rows` at a time."""
     found = []
     for first in range(0, len(tasks), rows):
-        prompts = [encode_prompt(task, tokenizer, config.chat) for task in tasks[first : first + rows]]
+        prompts = [encode_prompt(task, tokenizer, config.chat_format) for task in tasks[first : first + rows]]
         ends = torch.tensor([len(prompt) - 1 for prompt in prompts])
         # padding stands behind the prompt, where no token of it can look
         hidden = model(pad(prompts, model.embed_tokens.weight.device))[torch.arange(len(prompts)), ends]  # [B, C]

@@ -128,11 +128,11 @@ def test_who_always_translates_and_obeys_is_always_right(source, preset, answer_
     if answer_format == "math":
         pytest.importorskip("math_verify")
     options, tasks = options_of(preset, answer_format), SOURCES[source](tmp_path)
-    puppet = randomise(Puppet(config, tokenizer, think=options.chat.think))
+    puppet = randomise(Puppet(config, tokenizer, think=options.chat_format.think))
     for task in tasks:
-        prompt = tokenizer.decode(data.encode_prompt(task, tokenizer, options.chat))
+        prompt = tokenizer.decode(data.encode_prompt(task, tokenizer, options.chat_format))
         last = obedient(prompt, in_english(data.user_message(task)))
-        puppet.script(task, GOOD, [last, IM_END], chat=options.chat)
+        puppet.script(task, GOOD, [last, IM_END], chat=options.chat_format)
     found = rollout(puppet, tokenizer, tasks, 1, Mirror(), torch.Generator(), options.sampling())
     scores = [score(each, tokenizer, answer_format) for each in found]
     assert [(s.reward, s.used_tool, s.format_ok) for s in scores] == [(1.0, True, True)] * len(ITEMS)
@@ -154,6 +154,6 @@ def test_who_answers_the_other_choice_is_wrong(config, tokenizer, tmp_path):
             other = {"1": "2", "2": "1"}.get(last) or next(
                 c for _, _, choices, _ in ITEMS for c in choices if c in message and c != last
             )
-            puppet.script(task, GOOD, [other, IM_END], chat=options.chat)
+            puppet.script(task, GOOD, [other, IM_END], chat=options.chat_format)
         found = rollout(puppet, tokenizer, tasks, 1, Mirror(), torch.Generator(), options.sampling())
         assert [score(each, tokenizer).reward for each in found] == [0.0] * len(ITEMS)
