@@ -185,7 +185,10 @@ def over_suppression(pool: dict[str, Policy], family: str, columns: dict) -> lis
     found = []
     for prefix in ("", "joint-"):
         plain = [policy for policy in pool.values() if policy.family == f"{prefix}plain"]
-        every = [*plain, pool["unconstrained"]] if "unconstrained" in pool else plain  # a plain cost of weight 0
+        ends = [
+            pool[name] for name in ("unconstrained", "forbidden") if name in pool
+        ]  # a weight of 0, and one too high
+        every = [*plain, *ends]
         for one in sorted(plain, key=lambda policy: weight_of(policy.name)):
             weight = one.name.rpartition("-")[2]
             if (other := pool.get(f"{prefix}{family}-{weight}")) is None:

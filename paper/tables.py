@@ -170,7 +170,7 @@ def suppression_section(entries: list[dict]) -> str:
     note = (
         "Reward at cost, and the share of right answers with a call that training punished in groups that hold a wrong "
         "answer too. Difference: gated less plain, with its interval over items. At equal cost: gated less what the "
-        "family of plain costs, unconstrained included, has for as much; between two members a coin may choose."
+        "family of plain costs, from unconstrained to no call at all, has for as much; between two a coin may choose."
     )
     head = ["form", "cost weight", "languages", "plain cost", "gated", "difference", "at equal cost"]
     return section("Does the plain cost over-suppress?", note, head, rows)

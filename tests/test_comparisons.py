@@ -215,6 +215,10 @@ def test_over_suppression_compares_at_the_same_weight_and_at_equal_cost():
     assert xlow["gated"] == {"reward": 100.0, "cost": 0.5, "mixed_reversed": 0.0}
     assert xlow["difference"] == [100.0] * 3 and xlow["at equal cost"] == [50.0, 0.0]
     assert np.isnan(found[1]["plain"]["mixed_reversed"]) and found[1]["at equal cost"] == [0.0, 0.0]
+    pool["plain-1"] = policy("plain-1", ([1, 1, 1], [0, 0, 1]))
+    assert np.isnan(comparisons.over_suppression(pool, "native", columns_of_tiers())[2]["at equal cost"][0])
+    pool["forbidden"] = policy("forbidden", ([0, 0, 0], [0, 0, 0]))  # what a plain cost ends at that is too high
+    assert comparisons.over_suppression(pool, "native", columns_of_tiers())[2]["at equal cost"] == [50.0, 0.0]
 
 
 def test_the_parts_of_a_covariance_add_up_and_go_where_they_belong():
