@@ -32,7 +32,7 @@ from model import Qwen3
 from reward import Score, score
 from sampler import Rollout, rollout
 from tools import Translator
-from translation.service import open_translator
+from translation.service import BudgetSpent, open_translator
 
 MEASURES = ("accuracy", "tool_rate", "cost")
 Outcome = tuple[Rollout, Score]
@@ -141,16 +141,19 @@ def main(argv: list[str] | None = None) -> None:
         wanted = options.tiers.split(",") if options.tiers else list(groups)
         require(set(wanted) <= set(groups), f"--tiers {options.tiers}: there are {', '.join(groups)}")
         policies = {name: load_policy(name, options.device, getattr(torch, options.dtype)) for name in options.policy}
-        translator = open_translator(options)
+        translator = open_translator(options, {task.language for group in wanted for task in groups[group]})
         if options.chat:
             talk(options, *policies[options.policy[0]], [task for name in wanted for task in groups[name]], translator)
             return
     temperature = 0.0 if options.greedy else 1.0
     outcomes = {}  # policy -> group -> outcomes
-    for name, policy in policies.items():
-        for group in wanted:
-            found = evaluate(*policy, groups[group], translator, options, options.mode, temperature, options.seed)
-            outcomes.setdefault(name, {})[group] = found
+    try:
+        for name, policy in policies.items():
+            for group in wanted:
+                found = evaluate(*policy, groups[group], translator, options, options.mode, temperature, options.seed)
+                outcomes.setdefault(name, {})[group] = found
+    except BudgetSpent as reason:
+        sys.exit(f"stopped: {reason}; nothing was written, and what --cache holds is not asked for again")
     everything = {name: [o for group in by_group.values() for o in group] for name, by_group in outcomes.items()}
     cuts = {"group": {name: {g: summary(o) for g, o in by_group.items()} for name, by_group in outcomes.items()}}
     for cut in ("domain", "language"):

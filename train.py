@@ -49,7 +49,7 @@ from harness.options import (
 )
 from harness.readiness import readiness
 from harness.rundir import Run, load_policy, policy_directory
-from harness.tasks import evaluation_tasks, training_tasks
+from harness.tasks import evaluation_tasks, languages_of, training_tasks
 from harness.viewer import closing_table
 from harness.watch import Watch
 from logprob import plan, policy_logps
@@ -96,7 +96,7 @@ class Config(TrainingOptions):
     eval_every: Count = 35  # steps between validations, which choose best/
     validation_items: Count = 400  # validation items in each training tier
     save_every: Neutral[Count] = 35  # steps between checkpoints
-    max_tool_errors: Neutral[Share] = 0.5  # the run stops if the engine fails in more than this share of the rollouts
+    max_tool_errors: Neutral[Share] = 0.5  # the run stops if the engine fails in more than this share of the calls
     test_items: Neutral[Count] = 500  # test items in each group of languages, for the closing table
     log_rollouts: Neutral[Whole] = 8  # rollouts of each step kept in rollouts.jsonl, whole groups
     explain: Neutral[Alone[str]] = ""  # print a group from prompt to gradient and stop; FILE:STEP:TASK: a logged one
@@ -263,7 +263,7 @@ def train(config: Config, device: str) -> None:
             set(config.tiers) <= set(validation),
             f"--data {config.data}: no validation tasks in {', '.join(config.tiers)}",
         )
-        translator = open_translator(config)  # [3]
+        translator = open_translator(config, languages_of(config))  # [3]
         base = policy_directory(config.model)
         run = Run(config.directory, config, config.resume)
         model, tokenizer = load_policy(run.last_checkpoint() if run.is_resumed else base, device)  # [2], in fp32

@@ -20,10 +20,12 @@ import socket
 import sys
 import time
 import unicodedata
+from collections import Counter
 from pathlib import Path
 
 from data import Task
 from harness import distributed
+from harness.escape import in_line
 from harness.formats import lookup
 from harness.jsonl import read_rows
 from harness.modeldir import is_finite
@@ -94,15 +96,21 @@ def traces(row: dict) -> list[tuple[str, str]]:
 
 
 class ToolOutage(Exception):
-    """The engine failed in so many rollouts of a step that the policy would learn that the tool is useless."""
+    """The engine failed in so many calls of a step that the policy would learn that the tool is useless."""
 
 
 def stop_at_outage(rollouts: list[Rollout], max_tool_errors: float) -> None:
-    """ToolOutage if the translator failed in more than this share of the rollouts (--max-tool-errors)."""
-    failed = sum(r.engine_failed for r in rollouts) / len(rollouts)
-    if failed > max_tool_errors:
-        message = next(call.result for r in rollouts for call in r.calls if call.error == "engine")
-        raise ToolOutage(f"the translator failed in {failed:.0%} of the rollouts ({message})")
+    """ToolOutage, with what the engine said most often, if it failed in more than this share of the calls that reached
+    it (--max-tool-errors).
+
+    Calls count and not rollouts: a policy that calls in 7% of its rollouts would never come near a share of these.
+    """
+    asked = [call for r in rollouts for call in r.calls if call.error in (None, "engine")]
+    failures = Counter(call.result for call in asked if call.error == "engine")
+    if failures.total() > max_tool_errors * len(asked):
+        said = in_line(failures.most_common(1)[0][0].removeprefix("error: "))
+        count = f"{failures.total()} of {len(asked)} calls"
+        raise ToolOutage(f"the translator failed in {count} ({said}); --max-tool-errors is {max_tool_errors}")
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------

@@ -74,6 +74,14 @@ def evaluation_tasks(options: Options, part: str, count: int) -> dict[str, list[
     return {name: _in_turn(group.values())[:count] for name, group in by_group.items()}
 
 
+def languages_of(options: Options) -> set[str]:
+    """The languages of all tasks that a command may draw, to be compared with what its translator knows."""
+    if is_tiny(options):
+        return {task.language for tasks in evaluation_tasks(options, "test", 100).values() for task in tasks}
+    rows = task_rows(options.data, tuple(Task.__dataclass_fields__), options.field_names)
+    return {row["language"] for _, row, _ in rows}
+
+
 def is_tiny(options: Options) -> bool:
     """Whether the tasks are the embedded world's."""
     return options.data in ("tiny", "tiny-prices")

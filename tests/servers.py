@@ -56,8 +56,11 @@ def serving(answer):
     """
 
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.do_POST()
+
         def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"]))
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             request = Request(self.path, dict(self.headers), body)
             server.requests.append(request)
             reply = answer(request, server) if answer.__code__.co_argcount == 2 else answer(request)

@@ -256,7 +256,7 @@ def test_a_changed_default_raises_the_version_of_the_defaults():
 
 
 def test_the_committed_results_are_those_of_the_experiments():
-    """Catches a renamed option or job, or an edited file, that would have everything trained again, and tables of results
+    """Catches a renamed option or job, or an edited file, that would have all trained again, and tables of results
     that nobody has. Results of an older version of the defaults stay as long as tables show them."""
     options = ReproduceOptions()
     jobs = experiments.all_jobs(options.config())

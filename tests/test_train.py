@@ -337,7 +337,8 @@ def test_an_engine_failure_is_left_out_of_confidence_and_loss():
         def translate(self, texts, source, target="en"):
             raise TranslationError("no route to host")
 
-    metrics, rows, _ = one_step(replace(ALL, confidence="group", advantage_scale="none"), Down())
+    config = replace(ALL, confidence="group", advantage_scale="none", max_tool_errors=1.0)
+    metrics, rows, _ = one_step(config, Down())
     failed = [any(call["error"] == "engine" for call in row["calls"]) for row in rows]
     assert 0 < sum(failed) < len(rows)
     assert metrics["tool_error_rate"] == pytest.approx(sum(failed) / len(rows))
@@ -428,15 +429,33 @@ def test_an_engine_may_fail_in_the_share_that_is_allowed(tokenizer, failed, allo
 @pytest.mark.parametrize("failed, allowed", [(1, 0.0), (3, 0.5), (4, 0.75)])
 def test_more_failures_than_that_stop_the_run_and_say_why(tokenizer, failed, allowed):
     """Catches an outage without its share and the engine's own words."""
-    with pytest.raises(ToolOutage, match=rf"{failed / 4:.0%} of the rollouts \(error: no route\)"):
+    with pytest.raises(
+        ToolOutage, match=rf"failed in {failed} of 4 calls \(no route\); --max-tool-errors is {allowed}"
+    ):
         stop_at_outage(rollouts_with(tokenizer, failed), allowed)
 
 
 def rollouts_with(tokenizer, failed: int):
-    """Four rollouts; in the last ones of them the engine failed, after a call that it answered."""
-    calls = (Call("a", "b", 1.0, None, 0.0), Call("a", "error: no route", 0.0, "engine", 0.0))
-    made = [hand_made(tokenizer, TASKS[0], "3") for _ in range(4)]
-    return [replace(r, calls=calls if i >= 4 - failed else calls[:1]) for i, r in enumerate(made)]
+    """A rollout of each of four tasks, with one call that reaches the engine; in the last ones the engine failed."""
+    answered, error = Call("a", "b", 1.0, None, 0.0), Call("a", "error: no route", 0.0, "engine", 0.0)
+    made = [hand_made(tokenizer, task, "3") for task in TASKS]
+    return [replace(r, calls=(error if i >= 4 - failed else answered,)) for i, r in enumerate(made)]
+
+
+def test_the_share_of_failures_is_one_of_the_calls_and_not_of_the_rollouts(tokenizer):
+    """Catches a limit that a policy which calls in 7% of its rollouts never reaches, whatever its server answers."""
+    failed = [Call(None, "error: not valid JSON", 0.5, "malformed", 0.0), Call("a", "error: HTTP 401", 0, "engine", 0)]
+    made = [hand_made(tokenizer, TASKS[i % 4], "3") for i in range(100)]
+    made[:7] = [replace(r, calls=tuple(failed)) for r in made[:7]]
+    with pytest.raises(ToolOutage, match=r"failed in 7 of 7 calls \(HTTP 401\)"):
+        stop_at_outage(made, 0.5)
+
+
+def test_what_a_server_says_moves_no_cursor(tokenizer):
+    """Catches escape codes of an engine of somebody's own that reach the terminal with the reason."""
+    failed = Call("a", "error: \x1b[2J\nall is well\x9b", 0.0, "engine", 0.0)
+    with pytest.raises(ToolOutage, match=r"\(\\x1b\[2J\\nall is well\\x9b\)"):
+        stop_at_outage([replace(r, calls=(failed,)) for r in rollouts_with(tokenizer, 4)], 0.5)
 
 
 def test_generators_of_steps_purposes_and_seeds_differ():
@@ -610,7 +629,7 @@ def test_an_outage_in_an_evaluation_stops_the_run_before_it_chooses(options, uni
         out = tmp_path / name
         with monkeypatch.context() as patch:
             patch.setattr(train, "evaluate", fails)
-            with pytest.raises(SystemExit, match=r"stopped in an evaluation.*100%.*\(down\).*--resume"):
+            with pytest.raises(SystemExit, match=r"stopped in an evaluation.*\(down\).*--resume"):
                 call_main(train.main, *options, "--out", out)
         assert not (out / "report.json").exists()
         call_main(train.main, *options, "--out", out, "--resume")

@@ -47,6 +47,10 @@ class Engine:
         """The names of the hops on the way. ValueError if there is none."""
         return (f"{source}-{target}",)
 
+    def pairs(self) -> set[tuple[str, str]] | None:
+        """All (source, target) that it can translate; None if it does not say."""
+        return None
+
     def translate(self, texts: list[str], source: str, target: str = "en") -> list[str]:
         """One translation for each text, in order (see `tools.Translator`)."""
         route = self.route(source, target)
@@ -107,6 +111,9 @@ class Recorded(Engine):
             raise ValueError(f"nothing is recorded from {source!r} to {target!r}, only {sorted(self._pairs)}")
         return super().route(source, target)
 
+    def pairs(self):
+        return self._pairs
+
     def _answers(self, texts, source, target, route):
         if not all((source, target, text) in self._recorded for text in texts):
             raise TranslationError("this text was not recorded")
@@ -160,6 +167,14 @@ class Apertium(Engine):
         if "en" not in (source, target) or not (modes := tuple((back if target == "en" else there).split())):
             raise ValueError(f"apertium has no route from {source!r} to {target!r}, see engines.ROUTES")
         return modes
+
+    def pairs(self):
+        found = set()
+        for code, ways in ROUTES.items():
+            for pair, modes in zip((("en", code), (code, "en")), ways.split(","), strict=True):
+                if modes.strip() and all((self.modes / f"{mode}.mode").is_file() for mode in modes.split()):
+                    found.add(pair)
+        return found
 
     def translate_marked(self, texts: list[str], source: str, target: str) -> list[str]:
         """Only the first hop, with the engine's marks: *unknown word, @untranslated, #not generated."""
@@ -223,11 +238,22 @@ class Http(Engine):
     """
 
     no_language = "\0"  # what it says, with HTTP 400, about a language that it does not have
+    listing = ""  # where its list of language pairs is, if it has one
 
     def __init__(self, url: str, timeout: float = 60.0):
         self.key, self.headers, self.timeout = api_key(), {}, timeout
         self._address, self.options = address_of(url, self.key)
         self.version = self.options.pop("version", ["unnamed"])[-1]
+
+    def pairs(self):
+        """By the server's own list. None, too, where it cannot be had: the server may be down, and the cache full."""
+        if not self.listing:
+            return None
+        try:
+            status, _, content = post(self._address, self.listing, None, self.headers, min(self.timeout, 10.0))
+            return (self._read_pairs(json.loads(content)) or None) if status == 200 else None
+        except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+            return None
 
     def _answers(self, texts, source, target, route):
         return [self._answer(text, *self._request(text, source, target)) for text in texts]
@@ -262,7 +288,7 @@ class Http(Engine):
 class Libre(Http):
     """LibreTranslate's protocol."""
 
-    name, no_language = "libre", "is not supported"
+    name, no_language, listing = "libre", "is not supported", "/languages"
 
     def _request(self, text, source, target):
         key = {"api_key": self.key} if self.key else {}
@@ -271,11 +297,16 @@ class Libre(Http):
     def _read(self, answer, text):
         return answer["translatedText"]
 
+    def _read_pairs(self, answer):
+        codes = [entry["code"] for entry in answer]
+        return {(entry["code"], target) for entry in answer for target in entry.get("targets", codes)}
+
 
 class Apy(Http):
     """Apertium-APy, direct pairs only. Its taggers are kept open: an answer depends a little on earlier questions."""
 
     name, no_language, least = "apy", "That pair is not installed", 0.4
+    listing = "/listPairs?include_deprecated_codes=1"  # with codes of two letters, which it takes as well
 
     def _request(self, text, source, target):
         if len(text) >= 10_000:  # from there on it leaves sentences out, and says 200
@@ -290,6 +321,9 @@ class Apy(Http):
             lambda word: word[0] if word[0] in words else word[0][1:],
             answer["responseData"]["translatedText"],
         )
+
+    def _read_pairs(self, answer):
+        return {(pair["sourceLanguage"], pair["targetLanguage"]) for pair in answer["responseData"]}
 
 
 class ChatEngine(Http):

@@ -1,4 +1,4 @@
-"""One POST over HTTP with one time limit, and what can be shown of a server's answer. Used by `engines.py` alone.
+"""One request over HTTP with one time limit, and what can be shown of a server's answer. Used by `engines.py` alone.
 
     Address, body -> post -> status, headers, content -> sentence -> ": the model m does not exist"
 
@@ -63,9 +63,9 @@ def api_key() -> str:
 
 
 def post(
-    address: Address, path: str, data: bytes, headers: dict, timeout: float
+    address: Address, path: str, data: bytes | None, headers: dict, timeout: float
 ) -> tuple[int, http.client.HTTPMessage, bytes]:
-    """Status, headers and content (at most about `LARGEST` bytes of it).
+    """Status, headers and content (at most about `LARGEST` bytes of it) of a POST, or of a GET if there is no data.
 
     The time limit is for all of it together: a server may send a byte now and then, in the status line, in a header, in
     the size of a chunk, which a limit for each read would allow for ever. So a watchdog hangs up when the time is over.
@@ -86,7 +86,7 @@ def post(
             watchdog.start()
             try:
                 connection.sock = _TLS.wrap_socket(plain, server_hostname=address.host) if address.is_safe else plain
-                connection.request("POST", address.path + path, data, headers)
+                connection.request("GET" if data is None else "POST", address.path + path, data, headers)
                 response = connection.getresponse()
                 while len(content) < LARGEST and (part := response.read1(LARGEST)):
                     content += part

@@ -16,10 +16,11 @@ import re
 import sqlite3
 import threading
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from harness.options import Options
-from tiny.languages import LexiconTranslator
+from tiny.languages import WORLD, LexiconTranslator
 from tools import TranslationError, Translator
 from translation.engines import (
     NOT_SENDABLE,
@@ -41,6 +42,10 @@ class BudgetSpent(Exception):
 
 class CacheFailed(BudgetSpent):
     """The cache cannot be read or written (full, locked, damaged): what is paid for would be lost, so the run ends."""
+
+
+class LanguageMissing(BudgetSpent, ValueError):
+    """The engine has no such language: each call would fail in the same way, so the run ends with the first."""
 
 
 def open_engine(spec: str) -> Engine:
@@ -210,11 +215,17 @@ class Service:
     def attempt(self, texts: list[str], source: str, target: str = "en", marked: bool = False) -> list:
         """For each text its translation, or the TranslationError in its place; `marked`: by `translate_marked`.
 
-        Raises BudgetSpent, before more than the budget is spent, CacheFailed, and ValueError for a language that is not
-        there.
+        Raises BudgetSpent, before more than the budget is spent, CacheFailed, and LanguageMissing for a language that
+        is not there.
         """
-        ask = self.engine.translate_marked if marked else self.engine.translate
-        route = " ".join((*self.route(source, target), *["marked"] * marked))
+        translate = self.engine.translate_marked if marked else self.engine.translate
+
+        def ask(texts: list[str]) -> list[str]:
+            with _language_of(self.engine):
+                return translate(texts, source, target)
+
+        with _language_of(self.engine):
+            route = " ".join((*self.route(source, target), *["marked"] * marked))
         keys = [(self.name, self.version or "", route, text) for text in texts]
         with self._lock:
             mine = [key for key in dict.fromkeys(keys) if key not in self._in_flight]
@@ -232,7 +243,7 @@ class Service:
             for chunk in (missing[i : i + size] for i in range(0, len(missing), size)):
                 if self._cache.failure:  # before more is paid for and lost
                     raise self._cache.failure
-                self._answer(chunk, lambda some: checked(some, ask(some, source, target)), owed)
+                self._answer(chunk, lambda some: checked(some, ask(some)), owed)
         except BaseException as error:
             for promise in owed.values():  # others may be waiting for it
                 promise.set_exception(error)
@@ -293,17 +304,29 @@ class Service:
                 self._meters[name] += value
 
 
-def open_translator(options: Options) -> Translator:
+@contextlib.contextmanager
+def _language_of(engine: Translator):
+    """An engine's ValueError, which is about a language, as what ends the run."""
+    try:
+        yield
+    except ValueError as error:
+        raise LanguageMissing(f"{engine.name}: {error}") from None
+
+
+def open_translator(options: Options, languages: Iterable[str] = ()) -> Translator:
     """The engine that `--translator` names; all but the lexicon behind a cache, retries and a budget.
 
-    ValueError if there is none of that name.
+    ValueError if there is none of that name, or if it is known not to translate one of the languages into English.
     """
     if options.translator == "lexicon":
+        require_languages(options, languages, {(code, "en") for code in WORLD})
         return LexiconTranslator(options.noise)
     try:
         engine = open_engine(options.translator)
     except ValueError as error:
         raise ValueError(f"--translator {shown(options.translator)}: {error}, or lexicon") from None
+    if languages := set(languages):
+        require_languages(options, languages, engine.pairs())
     return Service(
         engine,
         options.cache or ":memory:",
@@ -311,3 +334,24 @@ def open_translator(options: Options) -> Translator:
         price=options.money_per_char,
         max_cost=options.max_cost or None,
     )
+
+
+def require_languages(options: Options, languages: Iterable[str], pairs: set[tuple[str, str]] | None) -> None:
+    """ValueError naming the languages that are in no pair with English, and the remedy. Without pairs nothing is known:
+    a line says that a missing language would be found out about at its first call."""
+    name, data = shown(options.translator), options.data
+    if pairs is None:
+        print(f"--translator {name} has no list of languages: one that it lacks would end the run at its first call")
+        return
+    known = {source for source, target in pairs if target == "en"}
+    if lacking := sorted(set(languages) - known):
+        there = "those of the embedded world (tiny/)" if name == "lexicon" else _some(sorted(known)) or "none"
+        raise ValueError(
+            f"--translator {name} does not translate {_some(lacking)} into English, which --data {data} needs; it has "
+            f"{there}: name another --translator, such as apertium, recorded:FILE or a server, or leave them out"
+        )
+
+
+def _some(codes: list[str]) -> str:
+    """The first of the codes, for a line."""
+    return ", ".join(codes[:12]) + ", …" * (len(codes) > 12)
