@@ -161,11 +161,11 @@ def main(argv: list[str] | None = None) -> None:
     first, *others = options.policy
     differences = {name: compare(outcomes[first], outcomes[name]) for name in others}
     viewer.print_evaluation(options, cuts, first, differences)
-    if options.json:
-        meters = {"translator": translator.meters} if hasattr(translator, "meters") else {}
-        write_json(Path(options.json), {"options": vars(options), **cuts, "differences": differences, **meters})
-    if options.plot:
-        with clear_errors():
+    with clear_errors():
+        if options.json:
+            meters = {"translator": translator.meters} if hasattr(translator, "meters") else {}
+            write_json(Path(options.json), {"options": vars(options), **cuts, "differences": differences, **meters})
+        if options.plot:
             viewer.plot(cuts["group"], options.plot)
 
 

@@ -145,7 +145,8 @@ def train_step(model, tokenizer, optimizer, tasks, translator, config: Config, s
     advantages = gspo.shaped_advantages(reward, shaped, config.advantage, config.advantage_scale, valid)
 
     try:
-        updated = update(model, optimizer, rollouts, advantages.flatten(), config, tokenizer.size)
+        batch = (model, optimizer, rollouts, advantages.flatten(), config, tokenizer.size)
+        updated = guard.within_memory(update, *batch)
         guard.stop_at_divergence(updated, model)
     except guard.Diverged as reason:
         reason.rows = logged_rows(rollouts, scores, advantages, kappa, gates, step + 1, len(rollouts))
@@ -283,7 +284,7 @@ def train(config: Config, device: str) -> None:
             tasks = draw_tasks(step, config.prompts)
             try:
                 metrics, logged = train_step(model, tokenizer, optimizer, tasks, translator, config, step)
-            except guard.ToolOutage as reason:
+            except guard.Outage as reason:
                 run.save_checkpoint(model, optimizer, base)
                 sys.exit(f"stopped before step {done}: {reason}; --resume goes on from there")
             if done % config.eval_every == 0 or done == total:

@@ -180,8 +180,13 @@ def gathered(model: Qwen3, dtype: torch.dtype) -> Qwen3:
 
 def parts(model: Qwen3) -> dict[str, Tensor]:
     """What this rank holds of each parameter; may be empty."""
-    held = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    return {name: part.to_local() if is_split(part) else part for name, part in held.items()}
+    return {name: local(parameter) for name, parameter in model.named_parameters()}
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor, without its gradient; the same memory."""
+    held = tensor.detach()
+    return held.to_local() if is_split(held) else held
 
 
 def whole_model(model: Qwen3) -> Qwen3 | None:

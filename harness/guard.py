@@ -2,7 +2,7 @@
 a second process in its directory, an unsaved end.
 
     training tasks, --evaluation-data -> guard -> silence, a count, or an error
-    rollouts -> stop_at_outage -> ToolOutage
+    rollouts -> stop_at_outage -> ToolOutage;  an update -> within_memory -> the same in smaller parts, or OutOfMemory
     loss, gradient, weights -> stop_at_divergence -> Diverged;  a policy -> finite_states -> the same, while it samples
     run directory -> locked -> one process at a time
     Ctrl-C, SIGTERM, SIGHUP -> interrupts -> the step ends, and is saved;  outside the steps -> stoppable -> a line
@@ -21,7 +21,10 @@ import sys
 import time
 import unicodedata
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from data import Task
 from harness import distributed
@@ -95,7 +98,11 @@ def traces(row: dict) -> list[tuple[str, str]]:
     return [*(("id", name) for name in ids), *(("question", " ".join(words)) for words in plain)]
 
 
-class ToolOutage(Exception):
+class Outage(Exception):
+    """What a step needs is not there: the step is not taken, and the run can go on later."""
+
+
+class ToolOutage(Outage):
     """The engine failed in so many calls of a step that the policy would learn that the tool is useless."""
 
 
@@ -111,6 +118,78 @@ def stop_at_outage(rollouts: list[Rollout], max_tool_errors: float) -> None:
         said = in_line(failures.most_common(1)[0][0].removeprefix("error: "))
         count = f"{failures.total()} of {len(asked)} calls"
         raise ToolOutage(f"the translator failed in {count} ({said}); --max-tool-errors is {max_tool_errors}")
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+HALVINGS = 3  # of the token budget, for one step
+
+
+class OutOfMemory(Outage):
+    """The update does not fit, however small its micro-batches."""
+
+
+def within_memory(update, model: Qwen3, optimizer, rollouts: list[Rollout], advantages, config, vocab: int) -> dict:
+    """`update` of train.py; where it runs out of memory, once more with half the tokens in a micro-batch.
+
+    Weights and moments are put back first, in case a minibatch had moved them: the step is the same one. How it is cut
+    changes only the order of sums, and how it went is printed. Raises OutOfMemory after `HALVINGS`, all put back.
+
+    Several ranks wait for each other in the middle of an update, so that one cannot begin it again: a rank that runs
+    out of memory ends the run, as any lost rank does.
+    """
+    tokens, undo = config.micro_tokens, _Undo(optimizer)
+    for _ in range(1 + HALVINGS):
+        try:
+            with undo:
+                return update(model, optimizer, rollouts, advantages, replace(config, micro_tokens=tokens), vocab)
+        except RuntimeError as error:
+            if distributed.world() > 1 or not _is_out_of_memory(error):
+                raise
+        undo.put_back()  # here the error is gone, and with it the tensors that its traceback held
+        if model.embed_tokens.weight.is_cuda:
+            torch.cuda.empty_cache()
+        print(f"out of memory with --micro-tokens {tokens}: the step is taken again with {max(1, tokens // 2)}")
+        failed, tokens = tokens, max(1, tokens // 2)
+    raise OutOfMemory(
+        f"the update is out of memory even with --micro-tokens {failed}; --checkpoint-activations needs less memory"
+    )
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)  # on a GPU; on a CPU
+
+
+class _Undo:
+    """While entered: what an optimizer is about to change is copied to the CPU before its first step."""
+
+    def __init__(self, optimizer):
+        self._optimizer, self._before = optimizer, []
+
+    def __enter__(self):
+        self._before, self._hook = [], self._optimizer.register_step_pre_hook(self._copy)
+
+    def __exit__(self, *error):
+        self._hook.remove()
+
+    def _copy(self, *call) -> None:
+        if not self._before:
+            self._moved = set(self._optimizer.state)  # the parameters that have moments
+            tensors = [*self._parameters(), *(t for state in self._optimizer.state.values() for t in state.values())]
+            self._before = [(t, t.to("cpu", copy=True)) for t in map(distributed.local, tensors)]
+
+    def put_back(self) -> None:
+        """The weights and moments of before, and no gradients."""
+        self._optimizer.zero_grad(set_to_none=True)
+        for tensor, value in self._before:
+            tensor.copy_(value)
+        for parameter in self._parameters() if self._before else ():
+            if parameter not in self._moved:
+                self._optimizer.state.pop(parameter, None)
+        self._before = []
+
+    def _parameters(self) -> list:
+        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
@@ -194,8 +273,9 @@ def _take(directory: Path):
         file.close()  # its holder ended, and took the file away, between our two calls
     file.truncate(0)
     since = time.strftime("%Y-%m-%d %H:%M:%S %z")
-    file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
-    file.flush()
+    signature = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since})
+    with contextlib.suppress(OSError):  # on a full disk the lock holds without; what follows will say that it is full
+        os.write(file.fileno(), signature.encode())
     return file, ""
 
 

@@ -8,6 +8,7 @@ What is in a directory was made by somebody else: each error is one line that na
 tensor, and shows no more than 80 characters of what stands there.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -237,11 +238,15 @@ def write_directory(path: Path, write) -> None:
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
-    write(partial)
-    files = sorted(file for file in partial.rglob("*") if file.is_file())
-    write_json(partial / CHECKSUMS, {file.relative_to(partial).as_posix(): _sha256(file) for file in files})
-    for written in (*files, partial):
-        sync(written)
+    try:
+        write(partial)
+        files = sorted(file for file in partial.rglob("*") if file.is_file())
+        write_json(partial / CHECKSUMS, {file.relative_to(partial).as_posix(): _sha256(file) for file in files})
+        for written in (*files, partial):
+            sync(written)
+    except (OSError, SafetensorError):  # the disk is full, say: what is half-written only takes more of it
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     if path.exists():
         os.rename(path, old)
     os.rename(partial, path)
@@ -285,9 +290,14 @@ def sync(path: Path) -> None:
 
 
 def write_json(path: Path, value) -> None:
-    """Write a JSON file beside its place and rename it into it."""
+    """Write a JSON file beside its place and rename it into it. OSError naming the file if that fails."""
     partial = path.with_name(f".{path.name}.partial")
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    partial.write_text(text + "\n", encoding="utf-8")
-    sync(partial)
-    os.replace(partial, path)
+    try:
+        partial.write_text(text + "\n", encoding="utf-8")
+        sync(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None

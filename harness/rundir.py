@@ -16,11 +16,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import model as model_file
 from data import load_tokenizer
 from harness import distributed, template
+from harness.escape import in_line
 from harness.guard import Diverged
 from harness.metrics import rounded
 from harness.modeldir import damage_of, is_finite, shorten, stored_dtype, sync, write_directory, write_json
@@ -89,8 +91,12 @@ class Run:
         distributed.barrier()  # all ranks have seen what was there
         if not self.is_writer:
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / "config.json", asdict(self.config))
+        with self._writing("config.json and the logs were"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(self.path / "config.json", asdict(self.config))
+            self._cut_logs()
+
+    def _cut_logs(self) -> None:
         for old in self.path.glob(".*.old"):  # killed between two renames: what was there is still the best there is
             place = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
             if not place.exists():
@@ -102,6 +108,22 @@ class Run:
                 partial = log.with_name(f".{name}.partial")
                 partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
                 os.replace(partial, log)
+
+    @contextlib.contextmanager
+    def _writing(self, what: str):
+        """Around what is written: a full, lost or read-only disk ends the run with a line. What is half-written has no
+        final name, or is a half line, and counts for nothing on resuming."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else in_line(str(error))
+            if self._last_good:
+                advice = f"last good checkpoint: {self._last_good}; with room on the disk, --resume goes on from there"
+            elif (self.path / "config.json").exists():
+                advice = "there is no checkpoint yet; with room on the disk, --resume begins again"
+            else:
+                advice = "nothing was begun"
+            sys.exit(f"stopped after step {self.state['step']}: {self.path}: {what} not written ({reason}); {advice}")
 
     def log(self, name: str, row: dict) -> None:
         """Append one line to a log and hand it to the system: a line outlives this process, and a power cut from the
@@ -119,8 +141,9 @@ class Run:
         for name, row in rows:
             _line(name, row)  # Diverged, on all ranks, before any of them is written
         self.state["step"] = step
-        for name, row in rows if self.is_writer else []:
-            self.log(name, row)
+        with self._writing("the step's lines in the logs were"):
+            for name, row in rows if self.is_writer else []:
+                self.log(name, row)
 
     def save_checkpoint(self, model: Qwen3, optimizer, source) -> None:
         """`step-000040/`: a Hugging Face directory like `source`, plus optimizer and state. The two newest are kept.
@@ -138,7 +161,6 @@ class Run:
         )
         _require_finite(policy, moments)
         place = self.path / f"step-{self.state['step']:06d}"
-        self._last_good = place
         if not self.is_writer:
             return
 
@@ -149,14 +171,16 @@ class Run:
             save_file(tensors, directory / "optimizer.safetensors")
             write_json(directory / "state.json", self.state)
 
-        for name in LOGS:
-            if (self.path / name).exists():
-                sync(self.path / name)
-        write_directory(place, write)
-        found = sorted(self.path.glob("step-*[0-9]"))
-        kept = [path for path in found if path.name <= place.name][-2:]  # later ones were damaged, and passed over
-        for old in set(found) - set(kept):
-            shutil.rmtree(old)
+        with self._writing(f"{place.name} was"):
+            for name in LOGS:
+                if (self.path / name).exists():
+                    sync(self.path / name)
+            write_directory(place, write)
+            self._last_good = place
+            found = sorted(self.path.glob("step-*[0-9]"))
+            kept = [path for path in found if path.name <= place.name][-2:]  # later ones were damaged, and passed over
+            for old in set(found) - set(kept):
+                shutil.rmtree(old)
 
     @contextlib.contextmanager
     def until_divergence(self):
@@ -170,8 +194,11 @@ class Run:
             if reason.rows:
                 bad = self.path / f"bad-step-{step:06d}.jsonl"
                 lines = [json.dumps(_without_nan(row), ensure_ascii=False) + "\n" for row in reason.rows]
-                bad.write_text("".join(lines), encoding="utf-8")
-                kept = f"; its rollouts are in {bad}"
+                try:
+                    bad.write_text("".join(lines), encoding="utf-8")
+                    kept = f"; its rollouts are in {bad}"
+                except OSError as error:
+                    kept = f"; nor could its rollouts be kept ({error.strerror})"
             last = self._last_good or "none"
             sys.exit(
                 f"stopped in step {step}: {reason}. Nothing of the step was saved{kept}. Last good checkpoint: {last}. "
@@ -204,14 +231,16 @@ class Run:
             template.keep(directory, self.config.chat_format)
             write_json(directory / "state.json", self.state["best"])
 
-        write_directory(self.path / "best", write)
+        with self._writing("best/ was"):
+            write_directory(self.path / "best", write)
 
     def write_report(self, compared: dict, result: Path, translator, seconds: float) -> None:
         """`report.json`: the closing comparison, what is known of the result, seconds, and the translator's meters."""
         if self.is_writer:
             best = json.loads((result / "state.json").read_text())
             found = {"groups": compared, "result": best, "seconds": round(seconds, 1), **_meters(translator)}
-            write_json(self.path / "report.json", found)
+            with self._writing("report.json was"):
+                write_json(self.path / "report.json", found)
 
 
 def _goes_on(name: str, before, now) -> bool:

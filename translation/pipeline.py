@@ -329,10 +329,11 @@ def main(argv: list[str] | None = None) -> None:
     kept = (kept_row(by_id[o.id], o, head, routes[o.language]) for o in outcomes if o.kept)
     made_by = {**head, "routes": routes, "least chrF": options.thresholds, "solver": options.solver or "none"}
     content = report(outcomes, made_by)
-    _write(output, _jsonl(kept))
-    _write(output.with_suffix(".rejects.jsonl"), _jsonl(rejected_row(o) for o in outcomes if not o.kept))
-    _write(summary, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    _write(summary.with_suffix(".html"), page(content))
+    with clear_errors():
+        _write(output, _jsonl(kept))
+        _write(output.with_suffix(".rejects.jsonl"), _jsonl(rejected_row(o) for o in outcomes if not o.kept))
+        _write(summary, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        _write(summary.with_suffix(".html"), page(content))
     for code, row in content["languages"].items():
         reasons = ", ".join(
             f"{name} {c['made'] - c['passed']}" for name, c in row["checks"].items() if c["passed"] < c["made"]

@@ -1,0 +1,305 @@
+"""What a machine runs out of: room on the disk, the right to write, memory in the update."""
+
+import contextlib
+import errno
+import os
+import resource
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import base_directory, call_main, command, files_under, random_directory, write_tasks
+from test_distributed import on_ranks
+from test_guard import SMALL, batch
+from test_train import assert_same_run
+
+import eval as evaluation
+import gspo
+import model as model_file
+import train
+from harness import distributed, guard, modeldir, rundir
+from harness.guard import OutOfMemory, within_memory
+from harness.modeldir import damage_of
+from model import Layer
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    """A run of six small steps, with a checkpoint after every second one."""
+    data = write_tasks(tmp_path_factory.mktemp("data") / "tasks.jsonl")
+    given = f"""--model {base_directory()} --data {data} --lang-tier low --steps 6 --prompts 4 --group-size 6
+        --save-every 2 --eval-every 3 --validation-items 4 --test-items 4 --max-new-tokens 100 --advantage-scale none"""
+    return given.split()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(options, tmp_path_factory):
+    """The run directory of a run that nothing was taken from."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    call_main(train.main, *options, "--out", out)
+    return out
+
+
+# --- the disk ---------------------------------------------------------------------------------------------------
+
+LOGS = ("metrics.jsonl", "timings.jsonl", "rollouts.jsonl")
+
+
+@contextlib.contextmanager
+def no_room(kilobytes: int = 0):
+    """No file of this process can grow beyond this: what a write to a full disk fails with, at the same place."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kilobytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+WRITINGS = {  # what is written -> the function of the program around which there is no room, and which of its calls
+    "a line of the logs": (rundir.Run, "log", 8, "step \\d: .*the step's lines in the logs were not written"),
+    "weights": (model_file, "save", 2, "step \\d: .*best/ was not written"),
+    "moments": (rundir, "save_file", 2, "step 4: .*step-000004 was not written"),
+    "checksums": (modeldir, "write_json", 4, "step \\d: .*was not written"),
+    "the report": (rundir, "write_json", 6, "step 6: .*report.json was not written"),
+}
+
+
+@pytest.mark.parametrize("what", WRITINGS)
+def test_a_full_disk_ends_the_run_with_a_line_and_loses_nothing(options, undisturbed, tmp_path, monkeypatch, what):
+    """Catches a traceback, a half-written checkpoint that is taken for a good one, and a best/ that is gone."""
+    place, name, at, says = WRITINGS[what]
+    function, calls, out = getattr(place, name), [], tmp_path / "run"
+
+    def on_a_full_disk(*args, **options):
+        calls.append(1)
+        with no_room() if len(calls) >= at else contextlib.nullcontext():
+            return function(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, on_a_full_disk)
+        with pytest.raises(SystemExit, match=f"^stopped after {says} \\(.*--resume") as stop:
+            call_main(train.main, *options, "--out", out)
+    assert "\n" not in stop.value.code and "File too large" in stop.value.code
+    left = [path for path in out.iterdir() if path.is_dir()]
+    assert all(damage_of(path, must_be_sealed=True) == "" for path in left)
+    assert not [name for name in files_under(out) if "partial" in name or ".old" in name]
+    call_main(train.main, *options, "--out", out, "--resume")
+    assert_same_run(undisturbed, out)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of 2 MB of its own."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = (
+        shutil.which("mount")
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], capture_output=True
+        ).returncode
+    )
+    if not mounted:
+        pytest.skip("no file system can be mounted here")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_disk_that_is_really_full_and_one_that_is_read_only(options, undisturbed, small_disk):
+    """Catches a system whose errors are others than those of a limit, in a process of its own."""
+    out, filler = small_disk / "run", small_disk / "filler"
+    filler.write_bytes(b"x" * 1_200_000)
+    done = command("train.py", *options, "--out", out)
+    said = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert said.startswith("stopped after step ") and "No space left on device" in said
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    done = command("train.py", *options, "--out", out, "--resume")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Read-only file system" in done.stderr
+    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    filler.unlink()
+    call_main(train.main, *options, "--out", out, "--resume")
+    assert_same_run(undisturbed, out)
+
+
+def test_a_disk_that_is_full_at_the_start_leaves_no_run(options, tmp_path):
+    """Catches a start that cannot be repeated because half a config.json is taken for a run."""
+    with no_room(), pytest.raises(SystemExit) as stop:
+        call_main(train.main, *options, "--out", tmp_path / "run")
+    assert stop.value.code == 2 or stop.value.code.endswith("; nothing was begun")
+    assert files_under(tmp_path) == set()
+
+
+def test_rollouts_of_a_bad_step_that_cannot_be_kept_are_said_to_be_lost(options, tmp_path, monkeypatch):
+    """Catches a full disk that hides why a run ended."""
+
+    def faulty(*args):
+        loss, metrics = loss_of(*args)
+        return loss * float("nan"), metrics
+
+    def on_a_full_disk(path, *args, **options):
+        with no_room() if path.name.startswith("bad-step") else contextlib.nullcontext():
+            return write_text(path, *args, **options)
+
+    loss_of, write_text = gspo.gspo_loss, Path.write_text
+    monkeypatch.setattr(gspo, "gspo_loss", faulty)
+    monkeypatch.setattr(Path, "write_text", on_a_full_disk)
+    with pytest.raises(SystemExit, match=r"the loss is nan.*nor could its rollouts be kept \(File too large\)"):
+        call_main(train.main, *options, "--out", tmp_path / "run")
+
+
+def test_an_evaluation_on_a_full_disk_names_the_file(tmp_path, capsys):
+    """Catches a traceback after an hour of sampling, or an error without the file's name."""
+    words = ["--policy", random_directory(), "--tiers", "low", "--items", 2, "--max-new-tokens", 4]
+    with no_room(), pytest.raises(SystemExit) as stop:
+        call_main(evaluation.main, *words, "--json", tmp_path / "out.json")
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1 and "out.json" in said and "File too large" in said
+    assert files_under(tmp_path) == set()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT])
+def test_whatever_the_system_says_of_a_log_is_one_line(options, tmp_path, monkeypatch, number):
+    """Catches an error of a disk that was not thought of."""
+
+    def fails(self, name, row):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(rundir.Run, "log", fails)
+    with pytest.raises(SystemExit, match=f"stopped after step 1: .*{os.strerror(number)}.*--resume begins again"):
+        call_main(train.main, *options, "--out", tmp_path / "run")
+
+
+# --- memory -----------------------------------------------------------------------------------------------------
+
+ERRORS = {
+    "GPU": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "CPU": RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory"),
+}
+CONFIG = replace(SMALL, minibatches=2, micro_tokens=4000)
+
+
+def trained(monkeypatch=None, fails=0, at=1, error=ERRORS["GPU"]):
+    """Weights, moments and metrics after two updates; of the second one the `at`-th micro-batch fails `fails` times."""
+    model = model_file.load(base_directory())
+    optimizer = train.adamw(model, CONFIG)
+    within_memory(train.update, model, optimizer, *batch(), CONFIG, 400)
+    calls, loss_of = [], gspo.gspo_loss
+
+    def short_of_memory(*args):
+        calls.append(1)
+        if left and len(calls) == at:
+            calls.clear()
+            left.pop()
+            raise error
+        return loss_of(*args)
+
+    left = ["to fail"] * fails
+    if monkeypatch:
+        monkeypatch.setattr(gspo, "gspo_loss", short_of_memory)
+    metrics = within_memory(train.update, model, optimizer, *batch(), CONFIG, 400)
+    return list(model.parameters()), optimizer.state_dict()["state"], metrics
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.parametrize("fails", [1, 3])
+def test_a_step_that_runs_out_of_memory_is_taken_again_in_smaller_parts(monkeypatch, capsys, fails, at, error):
+    """Catches a step that is lost, taken twice in its first minibatch, or taken from moments that have moved."""
+    expected = trained()
+    with monkeypatch.context() as patch:
+        found = trained(patch, fails, at, ERRORS[error])
+    tokens = [4000 // 2**i for i in range(fails + 1)]
+    said = [f"out of memory with --micro-tokens {a}: the step is taken again with {a // 2}" for a in tokens[:-1]]
+    assert capsys.readouterr().out.splitlines() == said
+    torch.testing.assert_close(found[0], expected[0], rtol=0, atol=2e-6)
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-3, atol=1e-6)
+    assert found[2]["loss"] == pytest.approx(expected[2]["loss"], abs=1e-6)
+    assert [state["step"] for state in found[1].values()] == [state["step"] for state in expected[1].values()]
+
+
+def test_after_three_halvings_the_run_stops_and_nothing_has_moved(options, tmp_path, monkeypatch, undisturbed):
+    """Catches a loop that halves for ever, and a checkpoint of half a step."""
+    model = model_file.load(base_directory())
+    optimizer = train.adamw(model, CONFIG)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    calls, loss_of = [], gspo.gspo_loss
+
+    def short_of_memory(*args):
+        calls.append(1)
+        if len(calls) % 2 == 0:
+            raise ERRORS["GPU"]
+        return loss_of(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gspo, "gspo_loss", short_of_memory)
+        with pytest.raises(OutOfMemory, match="even with --micro-tokens 500; --checkpoint-activations"):
+            within_memory(train.update, model, optimizer, *batch(), CONFIG, 400)
+        assert len(calls) == 8
+        assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+        assert not optimizer.state and not any(parameter.grad is not None for parameter in model.parameters())
+
+        def after_two_steps(*args):
+            if (out / "step-000002").exists():
+                raise ERRORS["GPU"]
+            return loss_of(*args)
+
+        out = tmp_path / "run"
+        patch.setattr(gspo, "gspo_loss", after_two_steps)
+        with pytest.raises(SystemExit, match=r"^stopped before step [345]: the update is out of memory.*--resume"):
+            call_main(train.main, *options, "--out", out)
+    call_main(train.main, *options, "--out", out, "--resume", "--checkpoint-activations")
+    assert (out / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
+
+
+def test_another_error_in_the_update_is_no_lack_of_memory(monkeypatch):
+    """Catches a guard that takes every RuntimeError for a lack of memory, and hides a fault of the code."""
+
+    def wrong(*args):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(gspo, "gspo_loss", wrong)
+    model = model_file.load(base_directory())
+    with pytest.raises(RuntimeError, match="mat1"):
+        within_memory(train.update, model, train.adamw(model, CONFIG), *batch(), CONFIG, 400)
+
+
+def test_nothing_is_copied_for_a_step_that_teaches_nothing(monkeypatch):
+    """Catches a copy of all weights where the optimizer does not move."""
+    rollouts, advantages = batch()
+    model = model_file.load(base_directory())
+    monkeypatch.setattr(guard.distributed, "local", lambda tensor: pytest.fail("copied"))
+    optimizer = train.adamw(model, CONFIG)
+    assert within_memory(train.update, model, optimizer, rollouts, advantages * 0, CONFIG, 400) == {"updates": 0}
+    assert not optimizer._optimizer_step_pre_hooks
+
+
+def in_bf16(directory):
+    """On a group of one, as bf16 has it: the weights after an update that ran out of memory inside a layer, and not."""
+    config, found = replace(CONFIG, dtype="bfloat16"), []
+    for fails in (0, 1):
+        model = distributed.shard(model_file.load(directory), torch.bfloat16)
+        forward, calls = Layer.forward, []
+
+        def short_of_memory(*args, calls=calls, fails=fails, forward=forward):
+            calls.append(1)
+            if fails and len(calls) == 8:
+                raise ERRORS["GPU"]
+            return forward(*args)
+
+        Layer.forward = short_of_memory
+        try:
+            within_memory(train.update, model, train.adamw(model, config), *batch(), config, 400)
+        finally:
+            Layer.forward = forward
+        found.append([part.clone() for part in distributed.parts(model).values()])
+    return [max(float((a - b).abs().max()) for a, b in zip(*found, strict=True))]
+
+
+def test_a_group_of_one_takes_its_step_again_too(tmp_path):
+    """Catches layers that stay in the middle of a forward, gathered, when it was broken off: bf16 is such a group."""
+    (largest,) = on_ranks(1, tmp_path, in_bf16, base_directory())
+    assert largest < 1e-6
