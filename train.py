@@ -48,6 +48,7 @@ from harness.options import (
     require,
 )
 from harness.readiness import readiness
+from harness.replay import replay
 from harness.rundir import Run, load_policy, policy_directory
 from harness.tasks import evaluation_tasks, languages_of, training_tasks
 from harness.viewer import closing_table
@@ -101,6 +102,7 @@ class Config(TrainingOptions):
     log_rollouts: Neutral[Whole] = 8  # rollouts of each step kept in rollouts.jsonl, whole groups
     explain: Neutral[Alone[str]] = ""  # print a group from prompt to gradient and stop; FILE:STEP:TASK: a logged one
     dry_run: Neutral[bool] = False  # print configuration, memory, plan and what is missing, and stop
+    replay: Neutral[Alone[str]] = ""  # show the numbers of each rollout of this bad-step file, and stop
 
     @property
     def directory(self) -> str:
@@ -343,10 +345,12 @@ def report(run: Run, base, device: str, translator, config: Config, started: flo
 
 def main(argv: list[str] | None = None) -> None:
     config = parse(Config, __doc__, argv)
-    if config.dry_run or config.explain:
+    if config.dry_run or config.explain or config.replay:
         with clear_errors():
             if config.explain:
                 print(explain(config, open_translator, generator))
+            elif config.replay:
+                print(replay(config, gspo.gspo_loss))
             else:
                 print(dry_run(config), readiness(config, open_translator), sep="\n")
         return

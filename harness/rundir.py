@@ -202,6 +202,7 @@ class Run:
             last = self._last_good or "none"
             sys.exit(
                 f"stopped in step {step}: {reason}. Nothing of the step was saved{kept}. Last good checkpoint: {last}. "
+                f"{'--replay shows which. ' if 'rollouts are in' in kept else ''}"
                 "To resume would come to the same: begin anew with a lower --learning-rate"
             )
 

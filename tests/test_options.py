@@ -275,7 +275,7 @@ def test_an_option_is_one_line(capsys):
 
 NEUTRAL = (
     "preset cache money_per_char max_cost workers max_rows device evaluation_data allow_evaluation_data out resume "
-    "checkpoint_activations save_every max_tool_errors test_items log_rollouts dry_run log explain"
+    "checkpoint_activations save_every max_tool_errors test_items log_rollouts dry_run log explain replay"
 ).split()
 
 
