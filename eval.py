@@ -27,7 +27,7 @@ from harness.chat import talk
 from harness.inherit import inherited
 from harness.options import Count, Options, Whole, clear_errors, parse, require
 from harness.rundir import load_policy, write_json
-from harness.tasks import evaluation_tasks
+from harness.tasks import check_prompts, evaluation_tasks
 from model import Qwen3
 from reward import Score, score
 from sampler import Rollout, rollout
@@ -141,6 +141,8 @@ def main(argv: list[str] | None = None) -> None:
         wanted = options.tiers.split(",") if options.tiers else list(groups)
         require(set(wanted) <= set(groups), f"--tiers {options.tiers}: there are {', '.join(groups)}")
         policies = {name: load_policy(name, options.device, getattr(torch, options.dtype)) for name in options.policy}
+        for _, tokenizer in policies.values():
+            check_prompts(options, tokenizer)
         translator = open_translator(options, {task.language for group in wanted for task in groups[group]})
         if options.chat:
             talk(options, *policies[options.policy[0]], [task for name in wanted for task in groups[name]], translator)
@@ -152,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
             for group in wanted:
                 found = evaluate(*policy, groups[group], translator, options, options.mode, temperature, options.seed)
                 outcomes.setdefault(name, {})[group] = found
-    except BudgetSpent as reason:
+    except BudgetSpent as reason:  # CacheFailed and LanguageMissing, too
         sys.exit(f"stopped: {reason}; nothing was written, and what --cache holds is not asked for again")
     everything = {name: [o for group in by_group.values() for o in group] for name, by_group in outcomes.items()}
     cuts = {"group": {name: {g: summary(o) for g, o in by_group.items()} for name, by_group in outcomes.items()}}

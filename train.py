@@ -50,7 +50,7 @@ from harness.options import (
 from harness.readiness import readiness
 from harness.replay import replay
 from harness.rundir import Run, load_policy, policy_directory
-from harness.tasks import evaluation_tasks, languages_of, training_tasks
+from harness.tasks import check_prompts, evaluation_tasks, languages_of, training_tasks
 from harness.viewer import closing_table
 from harness.watch import Watch
 from logprob import plan, policy_logps
@@ -102,7 +102,7 @@ class Config(TrainingOptions):
     log_rollouts: Neutral[Whole] = 8  # rollouts of each step kept in rollouts.jsonl, whole groups
     explain: Neutral[Alone[str]] = ""  # print a group from prompt to gradient and stop; FILE:STEP:TASK: a logged one
     dry_run: Neutral[bool] = False  # print configuration, memory, plan and what is missing, and stop
-    replay: Neutral[Alone[str]] = ""  # show the numbers of each rollout of this bad-step file, and stop
+    replay: Neutral[str] = ""  # show the numbers of each rollout of this bad-step file, and stop
 
     @property
     def directory(self) -> str:
@@ -270,6 +270,7 @@ def train(config: Config, device: str) -> None:
         base = policy_directory(config.model)
         run = Run(config.directory, config, config.resume)
         model, tokenizer = load_policy(run.last_checkpoint() if run.is_resumed else base, device)  # [2], in fp32
+        check_prompts(config, tokenizer)
         model.checkpoint_activations = config.checkpoint_activations
         model = distributed.shard(model, getattr(torch, config.dtype))
         optimizer = adamw(model, config)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from data import CALL, Task, Tokenizer, encode_prompt
+from harness.escape import in_line, on_screen
 from harness.options import require
 from harness.rows import parts
 from harness.terminal import has_colours
@@ -74,7 +75,7 @@ def answer(options, model: Qwen3, tokenizer: Tokenizer, task: Task, translator: 
     """A question and what becomes of it, as text."""
     prompt = encode_prompt(task, tokenizer, options.chat_format)
     share = call_probability(model, tokenizer, prompt)
-    question = "\n".join((task.question, *task.choices))
+    question = on_screen("\n".join((task.question, *task.choices)))
     lines = ["", f"{task.language}: {question}", f"probability of calling: {share:.2f} |{'#' * round(20 * share):20}|"]
     for mode in dict.fromkeys(("free", options.mode)):
         sampling = options.sampling(mode, 0.0 if options.greedy else 1.0)
@@ -88,7 +89,7 @@ def _told(mode: str, found: Rollout, tokenizer: Tokenizer, answer_format: str) -
     """A rollout: its text, its calls, its answer and its cost."""
     drawn, inserted = ("\033[1;32m{}\033[0m", "\033[2m{}\033[0m") if has_colours(sys.stdout) else ("{}", "⟦{}⟧")
     text = "".join(
-        (drawn if is_drawn else inserted).format(tokenizer.decode(ids))
+        (drawn if is_drawn else inserted).format(on_screen(tokenizer.decode(ids)))
         for ids, is_drawn in parts(found.ids, found.sampled)
     )
     lines = [f"{mode}> {text}"]
@@ -97,5 +98,5 @@ def _told(mode: str, found: Rollout, tokenizer: Tokenizer, answer_format: str) -
         lines.append(f"  call: {sent} -> {call.result!r}, cost {call.cost:.2f}")
     result = score(found, tokenizer, answer_format)
     known = f", {'right' if result.correct else f'wrong: it is {found.task.answer!r}'}" if found.task.answer else ""
-    said = "no answer" if result.answer is None else f"answer: {result.answer}"
+    said = "no answer" if result.answer is None else f"answer: {in_line(result.answer)}"
     return [*lines, f"  {said}{known}, cost {result.cost:.2f}"]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import gspo
 from data import Task, Tokenizer, load_tokenizer
+from harness.escape import on_screen
 from harness.inherit import read_settings, run_of
 from harness.options import require
 from harness.rows import parts, read_rollouts
@@ -273,7 +274,7 @@ def _gradient(group: Group, lesson: Lesson, config, tokenizer: Tokenizer) -> lis
 
 def _visible(text: str) -> str:
     """The text on one line."""
-    return text.replace("\n", "⏎")
+    return on_screen(text).replace("\n", "⏎")
 
 
 def _wrapped(text: str) -> list[str]:

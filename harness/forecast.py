@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 
 from data import Task, encode_prompt, load_tasks, load_tokenizer
+from harness.escape import on_screen
 from harness.rundir import policy_directory
-from harness.tasks import evaluation_tasks, is_tiny, training_tasks
+from harness.tasks import check_prompts, evaluation_tasks, is_tiny, training_tasks
 from harness.template import remark, require_a_free_start
 from logprob import CHUNK_BYTES
 from model import GROWTH, Config, read_config
@@ -197,7 +198,7 @@ def introduction(config, task: Task, tokenizer, base) -> str:
     comes from, has a chat template of another kind."""
     prompt = tokenizer.decode(encode_prompt(task, tokenizer, config.chat_format))
     said = remark(base, tokenizer, config.chat_format)
-    return f"{json.dumps(asdict(config), indent=2)}\nfirst prompt:\n{prompt}" + (f"\n{said}" if said else "")
+    return f"{json.dumps(asdict(config), indent=2)}\nfirst prompt:\n{on_screen(prompt)}" + (f"\n{said}" if said else "")
 
 
 def dry_run(config) -> str:
@@ -209,6 +210,7 @@ def dry_run(config) -> str:
     require_a_free_start(base)
     tokenizer, shape = load_tokenizer(base), read_config(base)
     draw_tasks = training_tasks(config, config.tiers, config.seed)
+    check_prompts(config, tokenizer)
     tests = [evaluation_tasks(config, *part) for part in _evaluations(config)]
     items = max((len(tasks) for groups in tests for tasks in groups.values()), default=0)
     longest = _longest_prompt(config, tokenizer, draw_tasks, tests)

@@ -5,15 +5,18 @@
 Also the list of real languages, whose tier and split a row need not repeat.
 """
 
+import functools
 import hashlib
 import itertools
 import json
 import math
 import re
+import sys
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
+from harness.escape import in_line
 from harness.formats import final_answer, lookup, named, parquet_rows, tsv_rows
 
 TIERS = ("high", "low", "xlow", "synthetic")
@@ -38,6 +41,24 @@ def is_text(value: str) -> bool:
     return not any("\ud800" <= c <= "\udfff" for c in value)
 
 
+DIGITS = 4000  # of a whole number; Python reads 4,300 at most, and no task needs as many
+
+
+class _TooLong(Exception):
+    """A whole number of more than `DIGITS` digits."""
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > DIGITS:
+        raise _TooLong(f"a number of {len(digits):,} digits")
+    return int(digits)
+
+
+@functools.cache  # once in a process, however often a file is read
+def _leave_out(place: str, reason: str) -> None:
+    print(in_line(f"{place}: this line is left out: {reason}"), file=sys.stderr)
+
+
 def read_rows(path) -> Iterator[tuple[str, dict]]:
     """(file:line, object) of each row of a file: of TSV and parquet by their endings, else of JSON Lines, blank lines
     left out. Rows of published sets have our names too (`formats.named`).
@@ -50,14 +71,18 @@ def read_rows(path) -> Iterator[tuple[str, dict]]:
 
 
 def json_rows(path) -> Iterator[tuple[str, dict]]:
-    """The rows of a JSON Lines file."""
+    """The rows of a JSON Lines file. A line with a number that is too long to be read is left out, and that is said:
+    one absurd task is no reason to refuse the others."""
     # utf-8-sig: a byte-order mark is no part of the text; surrogateescape: a field that is not UTF-8 is no text
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line, parse_int=_whole_number)
+            except _TooLong as error:
+                _leave_out(f"{path}:{number}", str(error))
+                continue
             except (ValueError, RecursionError) as error:
                 reason = f"{error}; files of one JSON object per line, .tsv and .parquet are read"
                 raise ValueError(f"{path}:{number}: not JSON ({reason})") from None

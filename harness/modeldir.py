@@ -263,9 +263,9 @@ def damage_of(directory: Path, must_be_sealed: bool = False) -> str:
         sums = json.loads(seal.read_text(encoding="utf-8"))
         for name, expected in sums.items():
             if not (directory / name).is_file():
-                return f"{name} is missing"
+                return f"{_plain(name)} is missing"
             if _sha256(directory / name) != expected:
-                return f"{name} is not what was saved"
+                return f"{_plain(name)} is not what was saved"
     except FileNotFoundError:
         return f"{CHECKSUMS} is missing"
     except (OSError, ValueError, AttributeError, TypeError) as error:

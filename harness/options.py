@@ -12,11 +12,12 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from typing import Annotated, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from data import Chat
+from harness.escape import in_line
 from tools import SCHEMA, Prices
 
 BOXED = (
@@ -75,10 +76,12 @@ class Bounds:
     words: str = ""  # as in "--steps must be positive"
 
 
-Count = Annotated[int, Bounds(1, words="positive")]
-Whole = Annotated[int, Bounds(0, words="at least 0")]
-Positive = Annotated[float, Bounds(math.ulp(0), words="positive")]
-Amount = Annotated[float, Bounds(0, words="at least 0")]
+MOST = 10**9  # of anything counted, and a seed: what is computed from it still fits into 64 bits
+LEAST, LARGEST = 1e-30, 1e30  # of other numbers: beyond them fp32, in which they are used, has only 0 and infinity
+Count = Annotated[int, Bounds(1, MOST, words="positive")]
+Whole = Annotated[int, Bounds(0, MOST, words="at least 0")]
+Positive = Annotated[float, Bounds(LEAST, LARGEST, words="positive")]
+Amount = Annotated[float, Bounds(0, LARGEST, words="at least 0")]
 Share = Annotated[float, Bounds(0, 1, words="between 0 and 1")]
 
 T = TypeVar("T")
@@ -108,6 +111,7 @@ class Options:
     think: bool = True  # --no-think opens assistant turns with an empty think block
     answer_format: Literal["plain", "boxed", "math"] = "plain"  # the last turn; its last \boxed{}; that, as mathematics
     max_new_tokens: Count = 96  # ids after the prompt, tool results included
+    max_prompt_tokens: Neutral[Count] = 4096  # a longer prompt in the file of tasks is refused before the run starts
     max_calls: Whole = 2  # tool calls per rollout
     max_rows: Neutral[Count] = 512  # rollouts decoded at a time
     device: Neutral[str] = "cpu"  # where the model runs: cpu, cuda
@@ -118,6 +122,10 @@ class Options:
         for name, kind in get_type_hints(type(self), include_extras=True).items():
             for bounds in (mark for mark in getattr(kind, "__metadata__", ()) if isinstance(mark, Bounds)):
                 value, flag = getattr(self, name), "--" + name.replace("_", "-")
+                if bounds.words and bounds.high < value < math.inf:
+                    bounds = replace(bounds, words=f"at most {bounds.high:g}" if bounds.high > 1 else bounds.words)
+                elif 0 < value < bounds.low:
+                    bounds = replace(bounds, words=f"at least {bounds.low:g}")
                 fits = bounds.low <= value <= bounds.high and value < math.inf
                 require(fits, f"{flag} must be {bounds.words}, is {value}")
         _ = self.noise
@@ -208,7 +216,7 @@ def deciding(cls) -> list[str]:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, in_line(f"{self.prog}: error: {message}") + "\n")
 
 
 def parse(cls, description: str, argv: list[str] | None = None, inherited: Callable[[dict], dict] | None = None):
@@ -259,7 +267,7 @@ def clear_errors():
     try:
         yield
     except (ValueError, OSError) as error:
-        print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
+        print(in_line(f"{sys.argv[0]}: error: {error}"), file=sys.stderr)  # it may quote a file from a stranger
         sys.exit(2)
 
 

@@ -74,7 +74,7 @@ class Run:
             if not damage:
                 self._last_good, self.state, self.is_resumed = checkpoint, state, True
                 passed = f", the last good checkpoint; passed over {'; '.join(damaged)}" if damaged else ""
-                print(f"going on from {checkpoint}{passed}")
+                print(in_line(f"going on from {checkpoint}{passed}"))
                 return
             damaged.append(f"{checkpoint.name}: {damage}")
         if damaged:
@@ -329,7 +329,7 @@ def policy_directory(path) -> Path:
             continue
         if candidate in checkpoints:
             reason = "; ".join(damaged) or f"there is no policy in {path / 'best'}"
-            print(f"{candidate} stands in for the best policy: {reason}")
+            print(in_line(f"{candidate} stands in for the best policy: {reason}"))
         return candidate
     if damaged:
         raise FileNotFoundError(f"{path}: no undamaged policy here: {'; '.join(damaged)}")

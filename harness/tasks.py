@@ -13,9 +13,10 @@ import random
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 
-from data import Task
+from data import Task, Tokenizer, encode_prompt
 from harness.guard import guard
 from harness.jsonl import item_of, task_rows
+from harness.modeldir import shorten
 from harness.options import Options, TrainingOptions, require
 from tiny import world
 from tiny.languages import languages
@@ -80,6 +81,27 @@ def languages_of(options: Options) -> set[str]:
         return {task.language for tasks in evaluation_tasks(options, "test", 100).values() for task in tasks}
     rows = task_rows(options.data, tuple(Task.__dataclass_fields__), options.field_names)
     return {row["language"] for _, row, _ in rows}
+
+
+def check_prompts(options: Options, tokenizer: Tokenizer) -> None:
+    """ValueError naming file, line and id of the first task whose prompt has more than `--max-prompt-tokens` ids: one
+    of 30,000 characters would take the memory of all the others together, in the middle of a run."""
+    if is_tiny(options):
+        return
+    most, kinds = options.max_prompt_tokens, tuple(Task.__dataclass_fields__)
+    frame = 0  # ids of the chat's own words
+    for place, row, _ in task_rows(options.data, kinds, options.field_names):
+        task = Task(**row)
+        if not frame:
+            without_text = replace(task, question="", choices=(), system="?")
+            frame = len(encode_prompt(without_text, tokenizer, options.chat_format))
+        # a character is 4 bytes at most, and 3 of them where its normal form is longer: most tasks need no count
+        texts = (task.question, *task.choices, task.system or options.system)
+        if 12 * sum(map(len, texts)) + frame < most:
+            continue
+        if (length := len(encode_prompt(task, tokenizer, options.chat_format))) > most:
+            said = f"{place}: the prompt of {shorten(task.id)} has {length:,} tokens"
+            raise ValueError(f"{said}, and --max-prompt-tokens is {most:,}: leave the task out, or raise the limit")
 
 
 def is_tiny(options: Options) -> bool:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from data import load_tokenizer
+from harness.escape import in_line, on_screen
 from harness.options import require
 from harness.rows import groups, parts, question, read_rollouts, select, tags, verdict
 from harness.rundir import policy_directory
@@ -38,23 +39,24 @@ def show(path, limit: int, out=sys.stdout, only: str = "", page: int = 1, by_gro
 
 def _as_rollout(row: dict, tokenizer, out) -> str:
     """A rollout in full."""
-    head = (
+    head = in_line(
         f"--- step {row.get('step', '-')}  {row['task']['id']}  {verdict(row)}, cost {row['score']['cost']:.2f}, "
         f"stop {row['stop']}, advantage {row.get('advantage', 0):+.2f}"
     )
-    return f"{head}\n{question(row)}\n> {''.join(_turns(row, tokenizer, out))}\n"
+    return f"{head}\n{on_screen(question(row))}\n> {''.join(_turns(row, tokenizer, out))}\n"
 
 
 def _as_group(rows: list[dict], tokenizer, out) -> str:
     """The rollouts of a prompt, a line each, cut to the terminal's width."""
     gate = tags(rows[0])["gate"]
     known = f", confidence {rows[0]['confidence']:.2f}, gate {gate}" if gate and "confidence" in rows[0] else ""
-    lines = [f"=== step {rows[0].get('step', '-')}  {rows[0]['task']['id']}{known}", question(rows[0])]
+    lines = [in_line(f"=== step {rows[0].get('step', '-')}  {rows[0]['task']['id']}{known}")]
+    lines.append(on_screen(question(rows[0])))
     for row in rows:
         said = "right" if row["score"]["correct"] else "wrong"
         head = f"  {said}  cost {row['score']['cost']:5.2f}  advantage {row.get('advantage', 0):+5.2f}  "
         said = "".join(tokenizer.decode(ids) if drawn else " ⟦…⟧ " for ids, drawn in parts(row["ids"], row["sampled"]))
-        lines.append(fit(head + said, width(out)))
+        lines.append(fit(head + on_screen(said), width(out)))
     return "\n".join([*lines, ""])
 
 
@@ -62,7 +64,7 @@ def _turns(row: dict, tokenizer, out) -> list[str]:
     """The text of a rollout, what was drawn and what was inserted told apart."""
     drawn, inserted = ("\033[1;32m{}\033[0m", "\033[2m{}\033[0m") if has_colours(out) else ("{}", "⟦{}⟧")
     return [
-        (drawn if is_drawn else inserted).format(tokenizer.decode(ids))
+        (drawn if is_drawn else inserted).format(on_screen(tokenizer.decode(ids)))
         for ids, is_drawn in parts(row["ids"], row["sampled"])
     ]
 
@@ -112,13 +114,14 @@ def compare_table(report: dict[str, dict], before: str, after: str) -> str:
 
 def table(reports: dict[str, dict[str, dict]], title: str) -> str:
     """policy -> part -> summary, as text: a line for each part, three columns for each policy."""
-    names = [name[-22:] for name in reports]
+    names = [in_line(name[-22:]) for name in reports]
     lines = ["", f"{title:22}" + "".join(f"{name:^24}" for name in names)]
     lines.append(f"{'':22}" + "".join(f"{'reward':>8}{'tool':>7}{'cost':>7}  " for _ in names))
     for part in dict.fromkeys(part for report in reports.values() for part in report):
         cells = [report[part] for report in reports.values()]
         lines.append(
-            f"{part:22}" + "".join(f"{100 * c['accuracy']:8.1f}{c['tool_rate']:7.2f}{c['cost']:7.2f}  " for c in cells)
+            f"{in_line(part):22}"
+            + "".join(f"{100 * c['accuracy']:8.1f}{c['tool_rate']:7.2f}{c['cost']:7.2f}  " for c in cells)
         )
     return "\n".join(lines)
 

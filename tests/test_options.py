@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 
 import eval as eval_file
 import train
-from data import load_tasks
+from data import encode_prompt, load_tasks, load_tokenizer
 from harness import options
 from harness.options import Amount, Options, TrainingOptions, deciding, parse
 from harness.rundir import Run
-from harness.tasks import evaluation_tasks, part_of, training_tasks, with_price, with_prices
+from harness.tasks import check_prompts, evaluation_tasks, part_of, training_tasks, with_price, with_prices
 from tiny import world
 
 
@@ -76,6 +76,14 @@ def refused(tmp_path, capsys, data_file):
         (["--cost-weight", "nan"], "--cost-weight"),
         (["--cost-weight", "inf"], "--cost-weight"),
         (["--learning-rate", "inf"], "--learning-rate"),
+        (["--learning-rate", "1e39"], "--learning-rate must be at most 1e+30, is 1e+39"),  # infinity in fp32
+        (["--temperature", "1e-45"], "--temperature must be at least 1e-30, is 1e-45"),  # 0 in fp32
+        (["--max-grad-norm", "1e300"], "--max-grad-norm must be at most 1e+30"),
+        (["--cost-weight", "1e39"], "--cost-weight must be at most 1e+30"),
+        (["--price-char", "1e200"], "--price-char must be at most 1e+30"),
+        (["--seed", str(10**30)], "--seed must be at most 1e+09"),  # no generator takes it
+        (["--steps", str(10**12)], "--steps must be at most 1e+09"),
+        (["--max-prompt-tokens", "0"], "--max-prompt-tokens must be positive, is 0"),
         (["--threshold", "75"], "--threshold must be between 0 and 1, is 75.0"),
         (["--group-size", "0"], "--group-size must be positive, is 0"),
         (["--steps", "0"], "--steps must be positive, is 0"),
@@ -167,6 +175,48 @@ def test_data_without_validation_tasks_is_refused_at_the_start(refused, data_fil
     lines = [json.dumps(dataclasses.asdict(task)) for task in load_tasks(data_file) if part_of(task) == "train"]
     few.write_text("\n".join(lines) + "\n")
     assert "validation" in refused("--data", few)
+
+
+def write_rows(path, rows):
+    path.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    "field, text", [("question", "a"), ("question", "\u1e9b\u0323"), ("system", "x"), ("choices", "b")]
+)
+def test_a_prompt_beyond_the_limit_is_named_before_the_run(refused, data_file, tmp_path, field, text):
+    """Catches one question of 30,000 characters that takes 8 GB in the middle of a run."""
+    rows = [json.loads(line) for line in data_file.read_text().splitlines()]
+    rows[41][field] = [text * 30_000] if field == "choices" else text * 30_000
+    long = write_rows(tmp_path / "long.jsonl", rows)
+    said = refused("--data", long)
+    assert re.search(
+        rf"{long}:42: the prompt of '{re.escape(rows[41]['id'])}' has [\d,]+ tokens, and --max-prompt", said
+    )
+    assert "long.jsonl:42: " in refused("--data", long, "--dry-run")
+    words = ["--policy", random_directory(), "--data", long, "--tiers", "low"]
+    assert "long.jsonl:42: " in refused(*words, main=eval_file.main, common=False)
+
+
+def test_a_limit_on_prompts_is_one_of_their_ids(data_file):
+    """Catches a limit of characters, and one that is off by one."""
+    tokenizer, tasks = load_tokenizer(random_directory()), load_tasks(data_file)
+    longest = max(len(encode_prompt(task, tokenizer, Options().chat_format)) for task in tasks)
+    check_prompts(Options(data=str(data_file), max_prompt_tokens=longest), tokenizer)
+    with pytest.raises(ValueError, match=rf"has {longest} tokens, and --max-prompt-tokens is {longest - 1}"):
+        check_prompts(Options(data=str(data_file), max_prompt_tokens=longest - 1), tokenizer)
+
+
+def test_a_number_of_5000_digits_costs_one_task_and_not_the_file(data_file, tmp_path, capsys):
+    """Catches a file that is refused, each time, because of one absurd number in it."""
+    lines = data_file.read_text().splitlines()
+    row = json.loads(lines[0]) | {"id": "long", "answer": 0}
+    odd = tmp_path / "odd.jsonl"
+    bad = json.dumps(row).replace('"answer": 0', f'"answer": {"7" * 5000}')
+    odd.write_text("\n".join([*lines[:3], bad, *lines[3:]]) + "\n")
+    assert load_tasks(odd) == load_tasks(odd) == load_tasks(data_file)
+    assert capsys.readouterr().err == f"{odd}:4: this line is left out: a number of 5,000 digits\n"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -275,7 +325,8 @@ def test_an_option_is_one_line(capsys):
 
 NEUTRAL = (
     "preset cache money_per_char max_cost workers max_rows device evaluation_data allow_evaluation_data out resume "
-    "checkpoint_activations save_every max_tool_errors test_items log_rollouts dry_run log explain replay"
+    "checkpoint_activations save_every max_tool_errors test_items log_rollouts dry_run log explain "
+    "replay max_prompt_tokens"
 ).split()
 
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from data import Task
+from harness.escape import in_line
 from harness.jsonl import LANGUAGES, task_rows
 from harness.options import Options, clear_errors, parse, require
 from tiny import world
@@ -315,7 +316,7 @@ def main(argv: list[str] | None = None) -> None:
         with clear_errors():
             fill(journal, service, tasks, ways, options.kinds, options.workers)
     except BudgetSpent as stop:
-        print(f"{stop}; what is translated is kept, run again to go on", file=sys.stderr)
+        print(in_line(f"{stop}; what is translated is kept, run again to go on"), file=sys.stderr)
         sys.exit(3)
     hops = {code: max(len(way["there"]), len(way["back"] or ())) for code, way in routes.items()}
     outcomes = [

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
+from harness.escape import in_line
 from harness.options import Options
 from tiny.languages import WORLD, LexiconTranslator
 from tools import TranslationError, Translator
@@ -310,7 +311,7 @@ def _language_of(engine: Translator):
     try:
         yield
     except ValueError as error:
-        raise LanguageMissing(f"{engine.name}: {error}") from None
+        raise LanguageMissing(in_line(f"{engine.name}: {error}")) from None
 
 
 def open_translator(options: Options, languages: Iterable[str] = ()) -> Translator:
