@@ -173,7 +173,7 @@ class _Undo:
         self._hook.remove()
 
     def _copy(self, *call) -> None:
-        if not self._before:
+        if not self._before and distributed.world() == 1:  # of several ranks none begins again
             self._moved = set(self._optimizer.state)  # the parameters that have moments
             tensors = [*self._parameters(), *(t for state in self._optimizer.state.values() for t in state.values())]
             self._before = [(t, t.to("cpu", copy=True)) for t in map(distributed.local, tensors)]
