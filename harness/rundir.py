@@ -60,7 +60,7 @@ class Run:
         if different:
             told = "; ".join(f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in different)
             raise ValueError(f"{directory}: the options differ from the run's: {told}")
-        for name in (name for name in MAY_CHANGE if before.get(name) != now[name]):
+        for name in (name for name in MAY_CHANGE if name in now and before.get(name) != now[name]):
             print(f"going on with {typed(name, now[name])}, which was {typed(name, before.get(name))}")
         self._find_checkpoint()
 

@@ -34,7 +34,7 @@ class Options:
     max_rows: Neutral[int] = 4
     policy: tuple = ("a",)
     cost_weight: float = 0.1 + 0.2
-    chat: ClassVar[Chat] = Chat()
+    chat_format: ClassVar[Chat] = Chat()
 
 
 def begin(directory, resume=False, **options) -> Run:
