@@ -5,7 +5,7 @@
 The engine is the embedded world's lexicon, which answers in a tenth of a millisecond: next to any real engine, local or
 on a network, the disk matters less. It is asked for one text at a time, as a server is, and for 50, as Apertium is, by
 one worker and by eight. Both sides write the journal, take turns, and must give the same translations. Each turn begins
-with empty files in a directory beside `--out`, so that the disk is the one that a run would write to.
+with empty files in `--out`, so that the disk is the one that a run would write to.
 """
 
 import argparse
@@ -44,16 +44,16 @@ def passage(directory: Path, cache: str, batch: int, workers: int, tasks: list[T
     return time.perf_counter() - wall, time.process_time() - cpu, journal.done
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=200, help="tasks, each translated into four languages and back")
     parser.add_argument("--repeats", type=int, default=5, help="rounds; the table has the medians")
     parser.add_argument("--out", default=".", help="directory on the disk that is measured")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     tasks, codes = world.tasks("test", ["en"], args.items, "bench"), languages("low")[:4]
     count, rows = args.items * len(codes), []
     for batch, workers in ((1, 1), (1, 8), (50, 1), (50, 8)):
-        clocks, ratios = {"memory": [], "file": []}, []
+        clocks = {"memory": [], "file": []}
         for repeat in range(args.repeats + 1):  # the first round warms up
             found = {}
             for kind in clocks:

@@ -14,7 +14,6 @@ memory is what a fresh process takes beyond its inputs, by Linux's account.
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -64,6 +63,12 @@ def inputs(args) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     )
 
 
+def resident(field: str) -> float:
+    """MB that this process holds (VmRSS), or held at its peak (VmHWM)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition(f"{field}:")[2].split()[0]) * 1024 / 1e6
+
+
 def peak(way: str, argv: list[str]) -> float:
     """MB that one call takes beyond its inputs, in a process of its own; gradients are a part of it."""
     done = subprocess.run(
@@ -91,9 +96,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     tensors = inputs(args)
     if args.peak_of:
-        held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        held = resident("VmRSS")
         WAYS[args.peak_of](*tensors)
-        print((1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held) / 1e6)
+        print(resident("VmHWM") - held)
         return
     print(f"N {args.tokens}, C {args.hidden}, V {args.vocab}, {args.dtype}, {torch.get_num_threads()} threads")
     if not args.only_memory:
