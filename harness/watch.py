@@ -17,8 +17,8 @@ from harness.terminal import fit, width
 
 HEAD_EVERY = 25  # lines between two heads of the table
 LEGEND = (
-    "one line per step: reward is what is optimised; of each tier the percentage answered right, tool rate and cost;\n"
-    "gate is the share of groups in which a call is charged, rev of right calls that are punished (docs/manual.md)"
+    "one line per step: the reward that is optimised; of each tier % right, tool rate and cost; gate:\n"
+    "groups in which a call is charged; rev: right calls that are punished; docs/manual.md has them all"
 )
 # What a narrow terminal does without, in this order.
 DISPENSABLE = ("rev", "gate", "seconds", "left", "reward")
