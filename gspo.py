@@ -9,9 +9,9 @@ is, where it does well by itself: saving money must not suppress a call that is 
 policy optimisation (GSPO, Zheng et al. 2025, arXiv 2507.18071). The advantage of a rollout is its reward relative to
 its group; the importance ratio is that of the whole sequence, normalised by its length, and clipped.
 
-Both presets are GSPO: the ratio of a sequence, the group's deviation as scale, a clip range that acts. They differ from
-it as published in one thing: the reward is divided by the deviation and the charge is not (`shaped_advantages`).
-`--ratio token --advantage joint --advantage-scale none` is Dr. GRPO (arXiv 2503.20783).
+The preset `qwen3-4b` is GSPO in ratio, scale and clip range. The preset `tiny` takes the ratios of single tokens, as
+GRPO (arXiv 2402.03300) does: see the note in `gspo_loss`. Both differ from what was published in one thing: the reward
+is divided by the group's deviation, the charge is not (`shaped_advantages`).
 
 To try another reading of the paper, change a line here: no function knows about models, optimizers or files.
 

@@ -54,7 +54,7 @@ def test_the_lesson_is_that_of_a_training_step(monkeypatch):
     monkeypatch.setattr(train, "update", lambda model, optimizer, rollouts, A, *_: logs.append(A) or {"updates": 0})
     model, tokenizer = load_policy(base_directory())
     for config in (CONFIG, replace(CONFIG, gate="threshold", advantage="decoupled", penalty="subtract")):
-        train.train_step(model, tokenizer, None, [TASK], None, config, 0)
+        train.train_step(model, tokenizer, train.adamw(model, config), [TASK], None, config, 0)
         assert logs.pop().tolist() == lesson_of(group, config).advantages[config.advantage][0].tolist()
 
 
