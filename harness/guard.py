@@ -152,7 +152,8 @@ def within_memory(update, model: Qwen3, optimizer, rollouts: list[Rollout], adva
         print(f"out of memory with --micro-tokens {tokens}: the step is taken again with {max(1, tokens // 2)}")
         failed, tokens = tokens, max(1, tokens // 2)
     raise OutOfMemory(
-        f"the update is out of memory even with --micro-tokens {failed}; --checkpoint-activations needs less memory"
+        f"the update is out of memory even with --micro-tokens {failed}; a smaller --micro-tokens needs less, and "
+        "so does --checkpoint-activations"
     )
 
 

@@ -236,7 +236,7 @@ def test_after_three_halvings_the_run_stops_and_nothing_has_moved(options, tmp_p
 
     with monkeypatch.context() as patch:
         patch.setattr(gspo, "gspo_loss", short_of_memory)
-        with pytest.raises(OutOfMemory, match="even with --micro-tokens 500; --checkpoint-activations"):
+        with pytest.raises(OutOfMemory, match="even with --micro-tokens 500; a smaller --micro-tokens"):
             within_memory(train.update, model, optimizer, *batch(), CONFIG, 400)
         assert len(calls) == 8
         assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
