@@ -379,7 +379,10 @@ def test_a_tasks_own_cost_weight_is_what_a_call_costs(tokenizer, monkeypatch):
         ]
 
     monkeypatch.setattr(train, "rollout", made)
-    _, rows, _ = one_step(replace(ALL, gate="always", penalty="subtract", cost_weight=0.5), tasks=WEIGHTED)
+    _, rows, _ = one_step(
+        replace(ALL, gate="always", penalty="subtract", cost_weight=0.5, advantage="joint", advantage_scale="none"),
+        tasks=WEIGHTED,
+    )
     for p, weight in enumerate((0.0, 0.2, 1.0, 0.5)):
         group = [row["score"] for row in rows[8 * p : 8 * p + 8]]
         reward = torch.tensor([s["correct"] - weight * s["cost"] for s in group])
