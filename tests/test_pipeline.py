@@ -5,7 +5,6 @@ import math
 import os
 import re
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -904,9 +903,14 @@ def test_a_spent_budget_ends_the_run_with_what_was_translated(tmp_path):
 def test_a_failing_cache_ends_the_run_and_is_named(tmp_path, monkeypatch, capsys):
     """Catches a traceback of sqlite3 when the disk is full, and a run that goes on and pays for what it cannot keep."""
 
-    def full(self, answers):
-        with self._use():
-            raise sqlite3.OperationalError("database or disk is full")
+    begin = Cache.__init__
+
+    def full(self, path):
+        begin(self, path)
+        self._writing.db.execute(
+            "CREATE TEMP TRIGGER full BEFORE INSERT ON translations "
+            "BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END"
+        )
 
     file = tmp_path / "in.jsonl"
     file.write_text(json.dumps({"question": "How many?", "answer": 3}) + "\n")
@@ -917,7 +921,7 @@ def test_a_failing_cache_ends_the_run_and_is_named(tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     given = ["--input", str(file), "--languages", "es", "--translator", f"recorded:{recorded}"]
     with monkeypatch.context() as patched, pytest.raises(SystemExit) as stop:
-        patched.setattr(Cache, "keep", full)
+        patched.setattr(Cache, "__init__", full)
         pipeline.main(given)
     error = capsys.readouterr().err
     assert stop.value.code == 3 and "tasks.cache.sqlite" in error and "disk is full" in error and "again" in error

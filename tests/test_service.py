@@ -274,6 +274,33 @@ def test_once_a_text_could_not_be_kept_no_other_is_asked_for(tmp_path):
     assert ["c"] not in service.engine.requests
 
 
+def test_a_cache_whose_writer_is_gone_keeps_nobody_waiting(tmp_path):
+    """Would catch a thread that waits for ever for a text that was never handed over, as in a process that ends."""
+    service = Service(Scripted(), tmp_path / "cache")
+    service._cache._writer.shutdown()
+    for _ in range(2):  # and no claim is left
+        with pytest.raises(RuntimeError, match="shutdown"):
+            service.translate(["a"], "es")
+
+
+@pytest.mark.parametrize("handed_over", [False, True])
+def test_a_ctrl_c_around_the_handing_over_keeps_nobody_waiting(handed_over, tmp_path, monkeypatch):
+    """Would catch a text that is told of twice, or never, where the signal comes between two lines."""
+    service = Service(Scripted(), tmp_path / "cache")
+    keep = service._cache.keep
+
+    def interrupted(*arguments):
+        if handed_over:
+            keep(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(service._cache, "keep", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            service.translate(["a"], "es")
+    assert service.translate(["a", "b"], "es") == ["A", "B"] and service._cache.failure is None
+
+
 def test_a_commit_is_on_the_disk_when_it_is_done(tmp_path):
     """Would catch a default of the SQLite at hand by which a power cut takes the last commits."""
     db = Cache(tmp_path / "cache")._writing.db

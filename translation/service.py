@@ -17,7 +17,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor, wait
 
 from harness.escape import in_line
 from harness.options import Options
@@ -116,8 +116,8 @@ class Cache:
         """Store the answers, soon. Each promise is kept once its text is on the disk, by the answer that stands there:
         another process may have been first. If it cannot be stored, it gets CacheFailed."""
         with self._lock:
+            self._writer.submit(self._write)  # first: if there is no writer any more, nothing is left pending
             self._pending += [(key, answer, promises[key]) for key, answer in answers.items()]
-        self._writer.submit(self._write)
 
     def _write(self) -> None:
         """All that is pending, in one transaction."""
@@ -133,10 +133,11 @@ class Cache:
         except BaseException as failure:  # whatever it is, others are waiting
             self.failure = self.failure or failure
             for _, _, promise in pending:
-                promise.set_exception(failure)
+                fail(promise, failure)
             return
         for (_, _, promise), answer in zip(pending, kept, strict=True):
-            promise.set_result(answer)
+            with contextlib.suppress(InvalidStateError):  # as in fail()
+                promise.set_result(answer)
 
 
 class Database:
@@ -160,6 +161,12 @@ def find(db: sqlite3.Connection, key: Key) -> str | None:
     """The translation that stands there."""
     query = "SELECT translation FROM translations WHERE (engine, version, route, text) = (?, ?, ?, ?)"
     return (db.execute(query, key).fetchone() or (None,))[0]
+
+
+def fail(promise: Future, error: BaseException) -> None:
+    """Tell who waits for it, unless it is kept: Ctrl-C may come between the handing over and the note of it."""
+    with contextlib.suppress(InvalidStateError):
+        promise.set_exception(error)
 
 
 class Service:
@@ -247,7 +254,7 @@ class Service:
                 self._answer(chunk, lambda some: checked(some, ask(some)), owed)
         except BaseException as error:
             for promise in owed.values():  # others may be waiting for it
-                promise.set_exception(error)
+                fail(promise, error)
             raise
         finally:
             wait([promises[key] for key in mine])
@@ -270,7 +277,9 @@ class Service:
                 for key in keys:
                     self._answer([key], ask, owed)
             return
-        self._cache.keep(dict(zip(keys, answers, strict=True)), {key: owed.pop(key) for key in keys})
+        self._cache.keep(dict(zip(keys, answers, strict=True)), owed)
+        for key in keys:
+            del owed[key]
 
     def _insist(self, texts: list[str], ask) -> list[str]:
         """Ask, and ask again while the failure is a passing one and there is time."""
