@@ -139,7 +139,6 @@ def ablations(default: Config, bases: tuple[str, ...]) -> dict[str, list[str]]:
     return {
         "form of the objective": [
             *forms,
-            "--advantage decoupled --advantage-scale none --ratio sequence",
             "--advantage decoupled --advantage-scale group --ratio token",
             "--advantage joint --advantage-scale none --ratio token",
         ],
