@@ -35,7 +35,7 @@ def passage(service: Service, tasks: list[Task], language: str, way_back: bool) 
 
 
 def row(engine: Apertium, tasks: list[Task], language: str) -> str:
-    """The language's line of the table: routes, and tasks a second."""
+    """The language's line of the table: routes, and tasks per second."""
     there, back = (way.split() for way in ROUTES[language].split(","))
     service = Service(engine)
     clocks = passage(service, tasks, language, bool(back))

@@ -40,7 +40,7 @@ def random_batch(B=8, T=9, seed=0):
 def test_sequence_loss_and_gradient_by_hand():
     """Catches a clip that is not a min for both signs of the advantage, and a wrong power of 1/|y|."""
     ratios, advantages = (1.5, 1.5, 0.5, 0.5), vector(1, -1, 1, -1)
-    # two sampled tokens a row share log s unevenly, an inserted one stands between them
+    # two sampled tokens per row share log s unevenly, an inserted one stands between them
     logps = tensor(*[[1.5 * LOG(s) - 1, -7.0, 0.5 * LOG(s) - 1] for s in ratios]).requires_grad_()
     old = tensor(*[[-1.0, -1.0, -1.0]] * 4)
     sampled = torch.tensor([[True, False, True]] * 4)
