@@ -7,11 +7,13 @@ With the translator's service, this is where a run learns of the embedded world:
 any others.
 """
 
+import functools
 import hashlib
 import itertools
 import random
 from collections.abc import Iterable
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from data import Task, Tokenizer, encode_prompt
 from harness.guard import guard
@@ -79,8 +81,7 @@ def languages_of(options: Options) -> set[str]:
     """The languages of all tasks that a command may draw, to be compared with what its translator knows."""
     if is_tiny(options):
         return {task.language for tasks in evaluation_tasks(options, "test", 100).values() for task in tasks}
-    rows = task_rows(options.data, tuple(Task.__dataclass_fields__), options.field_names)
-    return {row["language"] for _, row, _ in rows}
+    return {task.language for _, task, _ in _rows(options)}
 
 
 def check_prompts(options: Options, tokenizer: Tokenizer) -> None:
@@ -88,10 +89,8 @@ def check_prompts(options: Options, tokenizer: Tokenizer) -> None:
     of 30,000 characters would take the memory of all the others together, in the middle of a run."""
     if is_tiny(options):
         return
-    most, kinds = options.max_prompt_tokens, tuple(Task.__dataclass_fields__)
-    frame = 0  # ids of the chat's own words
-    for place, row, _ in task_rows(options.data, kinds, options.field_names):
-        task = Task(**row)
+    most, frame = options.max_prompt_tokens, 0  # frame: ids of the chat's own words
+    for place, task, _ in _rows(options):
         if not frame:
             without_text = replace(task, question="", choices=(), system="?")
             frame = len(encode_prompt(without_text, tokenizer, options.chat_format))
@@ -128,9 +127,20 @@ def _in_turn(lists: Iterable[list]) -> list:
 
 def _file(options: Options, part: str) -> list[Task]:
     """The file's tasks of a part."""
-    rows = task_rows(options.data, tuple(Task.__dataclass_fields__), options.field_names)
-    tasks = [(Task(**row), item) for _, row, item in rows]
-    return [task for task, item in tasks if part_of(task, item) == part]
+    return [task for _, task, item in _rows(options) if part_of(task, item) == part]
+
+
+def _rows(options: Options) -> list[tuple[str, Task, str]]:
+    """(file:line, task, item) of each row of the file, which a start asks for several times and reads once."""
+    path = Path(options.data)
+    return _read(path.resolve(), options.data, options.fields, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)
+def _read(file: Path, name: str, fields: str, written: int) -> list[tuple[str, Task, str]]:
+    """`name` is what errors call the file; with the time at which it was written, another content is another file."""
+    rows = task_rows(name, tuple(Task.__dataclass_fields__), Options(fields=fields).field_names)
+    return [(place, Task(**row), item) for place, row, item in rows]
 
 
 def part_of(task: Task, item: str | None = None) -> str:
