@@ -308,15 +308,15 @@ def train(config: Config, device: str) -> None:
 
 
 def validate(model, tokenizer, validation, translator, config: Config) -> dict:
-    """Validation of the tiers in training: summaries by tier, and the utility that chooses `best/`.
+    """Validation of the tiers in training: summaries by tier, and the accuracy over all items, which chooses `best/`.
 
-    Utility is accuracy less lambda times cost, of every call: one yardstick for all gates and penalties.
+    What calls cost is no part of that choice: lambda has done its work in training, in the unit of the advantage.
     """
     policy = distributed.gathered(model, getattr(torch, config.dtype))
     found = {tier: outcomes(policy, tokenizer, validation[tier], translator, config) for tier in config.tiers}
-    every = [outcome for tier in config.tiers for outcome in found[tier]]
-    utility = sum(s.correct - cost_weight(r.task, config) * s.cost for r, s in every) / len(every)
-    return {"utility": round(utility, 6), "tier": {tier: summary(found[tier]) for tier in config.tiers}}
+    correct = [s.correct for tier in config.tiers for _, s in found[tier]]
+    accuracy = round(sum(correct) / len(correct), 6)
+    return {"accuracy": accuracy, "tier": {tier: summary(found[tier]) for tier in config.tiers}}
 
 
 def outcomes(policy, tokenizer, tasks, translator, config: Config) -> list:

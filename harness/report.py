@@ -70,8 +70,8 @@ def state(metrics: list[dict], options, closing: dict) -> str:
     text = f"{done} of {options.steps} steps."
     validated = [row for row in metrics if "validation" in row]
     if validated:
-        best = max(validated, key=lambda row: row["validation"]["utility"])
-        text += f" Best validation after step {best['step']}: utility {best['validation']['utility']:.3f}."
+        best = max(validated, key=lambda row: row["validation"]["accuracy"])
+        text += f" Best validation after step {best['step']}: accuracy {best['validation']['accuracy']:.3f}."
     if closing:
         text += f" Finished in {closing['seconds'] / 60:.1f} minutes."
     return escape(text)

@@ -218,8 +218,8 @@ class Run:
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
     def keep_best(self, model: Qwen3, source, step: int, validation: dict) -> None:
-        """`best/`: the policy with the highest validation utility so far, in `source`'s dtype. Diverged as above."""
-        if self.state["best"] is not None and validation["utility"] <= self.state["best"]["utility"]:
+        """`best/`: the policy with the highest validation accuracy so far, in `source`'s dtype. Diverged as above."""
+        if self.state["best"] is not None and validation["accuracy"] <= self.state["best"]["accuracy"]:
             return
         self.state["best"] = {"step": step, **validation}
         policy = distributed.whole_model(model)
@@ -262,7 +262,7 @@ def _read_state(checkpoint: Path) -> tuple[str, dict]:
     if type(step) is not int or f"step-{step:06d}" != checkpoint.name:
         return f"state.json says step {shorten(step)}", {}
     best = state.get("best", "nothing")
-    if best is not None and not (isinstance(best, dict) and isinstance(best.get("utility"), int | float)):
+    if best is not None and not (isinstance(best, dict) and isinstance(best.get("accuracy"), int | float)):
         return f"state.json says best {shorten(best)}", {}
     return "", state
 

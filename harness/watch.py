@@ -47,7 +47,7 @@ class Watch:
         self._board.log(done, metrics)
         if validation := metrics.get("validation"):
             is_best = (self._run.state["best"] or {}).get("step") == done
-            note = f"  utility {validation['utility']:.3f}{', best so far' if is_best else ''}"
+            note = f"  accuracy {validation['accuracy']:.3f}{', best so far' if is_best else ''}"
             print(step_line(validation_columns(self._config, validation), width(sys.stdout), note=note))
             self._write_page()
         sys.stdout.flush()  # a line is there when its step is done, in a file too

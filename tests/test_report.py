@@ -35,7 +35,7 @@ def make_run(run, rows=None, steps=4, closing=True):
     rows = [rollout(step, right=i % 2, called=i > 2) for step in (1, 2) for i in range(4)] if rows is None else rows
     metrics = [{"step": i + 1, "tier": {"low": MEASURES}, "domain": {"math": MEASURES}} for i in range(steps)]
     for row in metrics[1::2]:
-        row["validation"] = {"utility": 0.2 * row["step"], "tier": {"low": MEASURES}}
+        row["validation"] = {"accuracy": 0.2 * row["step"], "tier": {"low": MEASURES}}
     for name, lines in (("metrics", metrics), ("rollouts", rows)):
         (run / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     if closing:

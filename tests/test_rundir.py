@@ -216,7 +216,7 @@ def run_of_six_steps(directory) -> Run:
     for step in range(1, 7):
         train_a_little(model, optimizer, steps=1, seed=step)
         if step == 4:
-            run.keep_best(model, random_directory(), step, {"utility": 0.5})
+            run.keep_best(model, random_directory(), step, {"accuracy": 0.5})
         take_step(run, step)
         if step in (4, 6):
             run.save_checkpoint(model, optimizer, random_directory())
@@ -254,7 +254,7 @@ STATES = [
     '{"step": true, "best": null}',
     '{"step": 7, "best": null}',
     '{"step": 6}',
-    '{"step": 6, "best": {"utility": "high"}}',
+    '{"step": 6, "best": {"accuracy": "high"}}',
     "[6]",
     "",
     "6",
@@ -335,7 +335,7 @@ def test_what_is_not_finite_is_never_saved(tmp_path, what, value):
     assert not list(run.path.glob("*step*"))
     if what == "weight":
         with pytest.raises(Diverged, match="norm.weight is not finite"):
-            run.keep_best(model, random_directory(), 1, {"utility": 1.0})
+            run.keep_best(model, random_directory(), 1, {"accuracy": 1.0})
         assert not (run.path / "best").exists()
 
 
@@ -474,27 +474,27 @@ def test_the_best_policy_replaces_the_one_before(tmp_path):
     for step in (1, 2):
         model, optimizer = fresh()
         train_a_little(model, optimizer, steps=step)
-        run.keep_best(model, random_directory(), step, {"utility": 0.5 + step})
+        run.keep_best(model, random_directory(), step, {"accuracy": 0.5 + step})
     best, tokenizer = load_policy(run.path)
     assert all(torch.equal(a, b) for a, b in zip(best.parameters(), model.parameters(), strict=True))
-    assert json.loads((run.path / "best" / "state.json").read_text()) == {"step": 2, "utility": 2.5}
+    assert json.loads((run.path / "best" / "state.json").read_text()) == {"step": 2, "accuracy": 2.5}
     assert tokenizer.control == load_tokenizer(random_directory()).control
 
 
-@pytest.mark.parametrize("utility", [0.5, 0.4])
-def test_a_policy_that_is_no_better_than_the_best_replaces_nothing(tmp_path, utility):
+@pytest.mark.parametrize("accuracy", [0.5, 0.4])
+def test_a_policy_that_is_no_better_than_the_best_replaces_nothing(tmp_path, accuracy):
     """Catches a best/ that is the last of equals, or that a resumed run, having forgotten it, overwrites."""
     run, (model, optimizer) = begin(tmp_path / "run"), fresh()
-    run.keep_best(model, random_directory(), 1, {"utility": 0.5})
+    run.keep_best(model, random_directory(), 1, {"accuracy": 0.5})
     take_step(run, 1)
     run.save_checkpoint(model, optimizer, random_directory())
     kept = (run.path / "best" / "model.safetensors").read_bytes()
     train_a_little(model, optimizer)
     for again in (run, begin(tmp_path / "run", resume=True)):
-        again.keep_best(model, random_directory(), 2, {"utility": utility})
-        assert again.state["best"] == {"step": 1, "utility": 0.5}
+        again.keep_best(model, random_directory(), 2, {"accuracy": accuracy})
+        assert again.state["best"] == {"step": 1, "accuracy": 0.5}
     assert (run.path / "best" / "model.safetensors").read_bytes() == kept
-    assert json.loads((run.path / "best" / "state.json").read_text()) == {"step": 1, "utility": 0.5}
+    assert json.loads((run.path / "best" / "state.json").read_text()) == {"step": 1, "accuracy": 0.5}
 
 
 def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_an_error(tmp_path):

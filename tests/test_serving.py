@@ -77,7 +77,7 @@ def taught(source):
 def best(source, taught, tmp_path_factory):
     """`best/` of a run without thinking, as the run saves it."""
     run = Run(tmp_path_factory.mktemp("run"), train.Config(think=False), resume=False)
-    run.keep_best(taught, source, 7, {"utility": 0.5})
+    run.keep_best(taught, source, 7, {"accuracy": 0.5})
     return run.path / "best"
 
 

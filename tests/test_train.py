@@ -391,18 +391,20 @@ def test_a_tasks_own_cost_weight_is_what_a_call_costs(tokenizer, monkeypatch):
         assert {s["cost"] for s in group} == {0.0, 1.0} and {s["correct"] for s in group} == {0, 1}
 
 
-def test_the_utility_of_a_validation_charges_each_task_its_own_weight(tokenizer, monkeypatch):
-    """Catches a best/ that is chosen by --cost-weight alone, where the tasks state other prices."""
+def test_what_chooses_best_is_the_accuracy_over_all_items_whatever_calls_cost(tokenizer, monkeypatch):
+    """Catches a best/ that a high cost weight chooses among policies which do not call, and a mean of tiers' means."""
 
     def made(policy, tokenizer, tasks, *rest, **options):
-        rollouts = [hand_made(tokenizer, task, task.answer, called=True) for task in tasks]
+        right = task_count == len(tasks)
+        rollouts = [hand_made(tokenizer, task, task.answer if right else "no", called=True) for task in tasks]
         return [(r, score(r, tokenizer)) for r in rollouts]
 
     monkeypatch.setattr(train, "evaluate", made)
-    config = replace(ALL, lang_tier="low", cost_weight=0.5)
-    found = train.validate(policy(), tokenizer, {"low": WEIGHTED}, LexiconTranslator(), config)
-    assert found["utility"] == pytest.approx(1 - (0.0 + 0.2 + 1.0 + 0.5) / 4)
-    assert (found["tier"]["low"]["accuracy"], found["tier"]["low"]["cost"]) == (1.0, 1.0)
+    config, task_count = replace(ALL, lang_tier="all", cost_weight=1.0), len(WEIGHTED)
+    validation = {"high": WEIGHTED, "low": WEIGHTED[:1], "xlow": WEIGHTED}
+    found = train.validate(policy(), tokenizer, validation, LexiconTranslator(), config)
+    assert found["accuracy"] == pytest.approx(2 * task_count / (2 * task_count + 1), abs=1e-6)
+    assert (found["tier"]["low"]["accuracy"], found["tier"]["high"]["cost"]) == (0.0, 1.0)
 
 
 def test_the_reward_of_a_score_is_what_is_optimised(monkeypatch):
@@ -577,12 +579,12 @@ def test_the_saved_configuration_is_the_one_that_ran(uninterrupted, options):
     assert saved == json.loads(json.dumps({**expected, "out": str(uninterrupted)}))
 
 
-def test_best_has_the_highest_validation_utility(uninterrupted):
+def test_best_has_the_highest_validation_accuracy(uninterrupted):
     """Catches a best/ that is simply the last."""
     metrics = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
-    utilities = {row["step"]: row["validation"]["utility"] for row in metrics if "validation" in row}
+    accuracies = {row["step"]: row["validation"]["accuracy"] for row in metrics if "validation" in row}
     best = json.loads((uninterrupted / "best" / "state.json").read_text())
-    assert best["step"] == max(utilities, key=utilities.get) and best["utility"] == max(utilities.values())
+    assert best["step"] == max(accuracies, key=accuracies.get) and best["accuracy"] == max(accuracies.values())
 
 
 def test_killed_and_resumed_is_the_uninterrupted_run_bit_for_bit(options, uninterrupted, tmp_path):

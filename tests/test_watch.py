@@ -35,7 +35,7 @@ def test_a_line_fits(tier, width):
     config = replace(CONFIG, lang_tier=tier)
     cells = columns(10_000, config, METRICS, 9999.9, 359_999)
     assert len(step_line(cells, width)) <= width and len(step_line(cells, width, head=True)) <= width
-    assert len(step_line(validation_columns(config, METRICS), width, note="  utility 0.123, best so far")) <= width
+    assert len(step_line(validation_columns(config, METRICS), width, note="  accuracy 0.123, best so far")) <= width
 
 
 def test_a_line_holds_each_tiers_figures_under_their_heads():
@@ -182,6 +182,6 @@ def test_a_page_that_cannot_be_written_ends_no_run(tmp_path, capsys):
     """Catches a training of days that dies of a full disk, or of a damaged log, for the sake of a picture."""
     run = SimpleNamespace(path=tmp_path / "nowhere", is_writer=True, state={"step": 0, "best": None})
     watch = Watch(run, CONFIG, load_tokenizer(random_directory()))
-    watch.step(1, METRICS | {"updates": 0, "validation": {"utility": 0.5, "tier": METRICS["tier"]}}, 1.0)
+    watch.step(1, METRICS | {"updates": 0, "validation": {"accuracy": 0.5, "tier": METRICS["tier"]}}, 1.0)
     printed = capsys.readouterr().out
     assert "report.html was not written" in printed and "nothing was learned" in printed
