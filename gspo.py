@@ -9,9 +9,8 @@ is, where it does well by itself: saving money must not suppress a call that is 
 policy optimisation (GSPO, Zheng et al. 2025, arXiv 2507.18071). The advantage of a rollout is its reward relative to
 its group; the importance ratio is that of the whole sequence, normalised by its length, and clipped.
 
-The preset `qwen3-4b` is GSPO in ratio, scale and clip range. The preset `tiny` takes the ratios of single tokens, as
-GRPO (arXiv 2402.03300) does: see the note in `gspo_loss`. Both differ from what was published in one thing: the reward
-is divided by the group's deviation, the charge is not (`shaped_advantages`).
+The defaults are GSPO in ratio, scale and clipping. They differ from what was published in one thing: the reward is
+divided by the group's deviation, the charge is not (`shaped_advantages`).
 
 To try another reading of the paper, change a line here: no function knows about models, optimizers or files.
 
@@ -200,8 +199,8 @@ def gspo_loss(
     s - 1 - log s over tokens: with "token" Schulman's k3, with "sequence" blind to changes that cancel in a row).
 
     Note what the 1/|y_i| in log s_i does. The token that decides weighs 1/25 in a rollout of 25 tokens that calls, and
-    1/2 in one of two tokens that answers at once. An answer at once pushes it 12 times as hard, so calls are unlearned
-    faster than learned. With "token" it weighs 1 in both.
+    1/2 in one of two tokens that answers at once: an answer at once pushes it 12 times as hard. With "token" it weighs
+    1 in both.
 
     >>> sampled = torch.arange(25) < torch.tensor([[25], [2]])
     >>> for ratio in RATIOS:

@@ -82,7 +82,7 @@ class Config(TrainingOptions):
     cost_weight: Amount = 0.5  # what a call of mean length takes off a right answer (lambda), if a task has none
     advantage: Literal["joint", "decoupled", "clipped"] = "decoupled"  # how reward and charge make an advantage
     advantage_scale: Literal["group", "batch", "none"] = "group"  # what advantages are divided by
-    ratio: Literal["sequence", "token"] = "token"  # importance ratio: of a whole rollout (GSPO), of a token (GRPO)
+    ratio: Literal["sequence", "token"] = "sequence"  # importance ratio: of a whole rollout (GSPO), of a token (GRPO)
     clip_low: Positive = 0.2  # a ratio below 1 - clip_low is pushed no further down
     clip_high: Positive = 0.2  # a ratio above 1 + clip_high is pushed no further up
     minibatches: Count = 2  # optimizer steps on each step's rollouts; in the first of them every ratio is 1

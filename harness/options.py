@@ -41,8 +41,7 @@ PRESETS = {
         "answer_format": "boxed",
         "workers": 64,
         "price_char": 0.5 / 235,  # a mean GSM8K question has 235 characters; with price_call 0.5 it costs 1
-        # GSPO, arXiv 2507.18071: ratio, both clip ranges and four minibatches per rollout batch (section 5.1)
-        "ratio": "sequence",
+        # GSPO, arXiv 2507.18071, section 5.1: both clip ranges, and four minibatches per rollout batch
         "clip_low": 3e-4,
         "clip_high": 4e-4,
         "minibatches": 4,

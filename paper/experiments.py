@@ -93,6 +93,7 @@ def all_jobs(default: Config, quick: bool = False, bases: tuple[str, ...] = ()) 
     add("unconstrained", "--gate never --cost-weight 0", evaluations=COMPARED)
     add(default.confidence, gated, usual, EVERYTHING)
     add("plain", PLAIN, usual, COMPARED)
+    add("low", "--lang-tier low")  # the README's first command
     add("forbidden", "--max-calls 0", evaluations=("test/forbidden",))
     for weight in others:
         add(default.confidence, gated, weight)
