@@ -198,16 +198,16 @@ def gspo_loss(
     `ratio_max`, `clip_fraction` (share of sampled tokens whose gradient is clipped away) and `approx_kl` (mean of
     s - 1 - log s over tokens: with "token" Schulman's k3, with "sequence" blind to changes that cancel in a row).
 
-    Note what the 1/|y_i| in log s_i does. The token that decides weighs 1/25 in a rollout of 25 tokens that calls, and
-    1/2 in one of two tokens that answers at once: an answer at once pushes it 12 times as hard. With "token" it weighs
+    Note what the 1/|y_i| in log s_i does. The token that decides weighs 1/18 in a rollout of 18 tokens that calls, and
+    1/3 in one of three tokens that answers at once: an answer at once pushes it 6 times as hard. With "token" it weighs
     1 in both.
 
-    >>> sampled = torch.arange(25) < torch.tensor([[25], [2]])
+    >>> sampled = torch.arange(18) < torch.tensor([[18], [3]])
     >>> for ratio in RATIOS:
-    ...     logps = torch.zeros(2, 25, requires_grad=True)
+    ...     logps = torch.zeros(2, 18, requires_grad=True)
     ...     gspo_loss(logps, logps.detach(), sampled, torch.ones(2), 0.2, 0.2, ratio)[0].backward()
     ...     print(ratio, *(f"{-2 * grad:.2f}" for grad in logps.grad[:, 0]))  # -2: a mean over two rows is minimised
-    sequence 0.04 0.50
+    sequence 0.06 0.33
     token 1.00 1.00
     """
     sampled = sampled.bool()
