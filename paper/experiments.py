@@ -44,6 +44,7 @@ class Job:
     evaluations: tuple[str, ...] = FREELY
     trains: bool = True  # false: the base model as it is
     study: str = ""  # which ablation
+    once: bool = False  # one seed, whatever --seeds says
 
 
 def read_label(label: str) -> tuple[str, str, dict[str, str]]:
@@ -83,11 +84,11 @@ def all_jobs(default: Config, quick: bool = False, bases: tuple[str, ...] = ()) 
     """Every policy that there is to compare, in the order in which they are run: what says the most comes first."""
     jobs = [Job("base", "main", "", BASE, trains=False)]
 
-    def add(name: str, options: str, weight: float | None = None, evaluations: tuple[str, ...] = FREELY) -> None:
+    def add(name: str, options: str, weight: float | None = None, evaluations=FREELY, once: bool = False) -> None:
         """A job of the main table; with a weight, a member of the family `name`."""
         if weight is not None:
             name, options = f"{name}-{weight:g}", f"{options} --cost-weight {weight:g}"
-        jobs.append(Job(name, "main", options, evaluations))
+        jobs.append(Job(name, "main", options, evaluations, once=once))
 
     gated, (usual, *others) = f"--confidence {default.confidence}", weights(default, quick)
     add("unconstrained", "--gate never --cost-weight 0", evaluations=COMPARED)
@@ -100,11 +101,11 @@ def all_jobs(default: Config, quick: bool = False, bases: tuple[str, ...] = ()) 
         add("plain", PLAIN, weight)
     for estimator in ESTIMATORS:
         if estimator != default.confidence:
-            add(estimator, f"--confidence {estimator}", usual)
-    add("clipped", "--advantage clipped --gate always", usual)  # in spirit AdaTIR's, arXiv 2601.14696
-    for weight in scaled(default, (1,) if quick else (1, 0.25)):
-        add(f"joint-{default.confidence}", f"{gated} {GSPO}", weight)
-        add("joint-plain", f"{PLAIN} {GSPO}", weight)
+            add(estimator, f"--confidence {estimator}", usual, once=True)
+    add("clipped", "--advantage clipped --gate always", usual, once=True)  # in spirit AdaTIR's, arXiv 2601.14696
+    for factor in (1,) if quick else (1, 0.25):
+        for name, options in ((f"joint-{default.confidence}", gated), ("joint-plain", PLAIN)):
+            add(name, f"{options} {GSPO}", *scaled(default, (factor,)), once=factor != 1)
     if quick:
         return jobs
     asked = tuple(f"test/free/price={price:g}" for price in PRICES)
@@ -115,7 +116,7 @@ def all_jobs(default: Config, quick: bool = False, bases: tuple[str, ...] = ()) 
             words = setting.removeprefix("base")
             trains, name = words == setting, re.sub(r"[^\w.]+", "-", setting).strip("-")
             words = small(words, default) if trains else words.strip()
-            jobs.append(Job(name, "ablations", words, FREELY[:1], trains=trains, study=study))
+            jobs.append(Job(name, "ablations", words, FREELY[:1], trains=trains, study=study, once=True))
     return jobs
 
 

@@ -52,7 +52,7 @@ DEFAULTS = 2
 class ReproduceOptions:
     """Options of python -m paper.reproduce."""
 
-    seeds: int = 3  # seeds of the main table and of the cost-conditioned policy; the ablations have one
+    seeds: int = 3  # seeds of the main table and of the cost-conditioned policy; ablations and some forms have one
     quick: bool = False  # one seed, one cost weight, half of the steps, 400 test items; no ablations, no prices
     only: tuple[str, ...] = ()  # beside the base: main, ablations, price, or the name of a run; may be repeated
     jobs: int = 2  # runs at a time
@@ -119,7 +119,7 @@ def configuration(job: Job, seed: int, options: ReproduceOptions) -> dict:
 
 
 def seeds_of(job: Job, options: ReproduceOptions) -> range:
-    return range(options.seeds if job.trains and job.experiment != "ablations" and not options.quick else 1)
+    return range(options.seeds if job.trains and not job.once and not options.quick else 1)
 
 
 def command(job: Job, seed: int | str, options: ReproduceOptions) -> str:
@@ -169,14 +169,18 @@ def run(pending: Pending, options: ReproduceOptions) -> str:
     directory = next(iter(sorted(Path(options.runs).glob(f"*-{key}"))), Path(options.runs) / f"{job.name}-{seed}-{key}")
     if job.trains and not (directory / "report.json").exists():
         train(job, seed, directory, options)
-    policy = load_policy(directory if job.trains else config.model)
-    last = None
-    if any(read_label(label)[1] == "last" for label in pending.labels):
+    policy = last = load_policy(directory if job.trains else config.model)
+    best = json.loads((policy_directory(directory) / "state.json").read_text()) if job.trains else {}
+    if best.get("step") != config.steps and any(read_label(label)[1] == "last" for label in pending.labels):
         last = load_policy(last_checkpoint(directory, config))
     found = load_result(key, options.results) or {"outcomes": {}}
     path, seconds = found.pop("path", options.results / f"{directory.name}.json"), found.get("seconds", 0.0)
     for label in pending.labels:
-        measures = evaluation(label, *(last if read_label(label)[1] == "last" else policy), config, options.items)
+        part, mode, _ = read_label(label)
+        if mode == "last" and last is policy and (same := found["outcomes"].get(f"{part}/free")):
+            found["outcomes"][label] = same  # the last checkpoint is the best one
+            continue
+        measures = evaluation(label, *(last if mode == "last" else policy), config, options.items)
         found["outcomes"][label] = {name: pack(values, UNITS[name]) for name, values in measures.items()}
     seconds += time.perf_counter() - started
     found |= {
@@ -188,7 +192,7 @@ def run(pending: Pending, options: ReproduceOptions) -> str:
         "configuration": configuration(job, seed, options),
     }
     if job.trains:
-        found["best"] = json.loads((policy_directory(directory) / "state.json").read_text())
+        found["best"] = best
         found["curves"] = curves(directory / "metrics.jsonl")
     save_result(path, found)
     for checkpoint in sorted(directory.glob("step-*[0-9]"))[:-1]:  # best/ and the last one stay

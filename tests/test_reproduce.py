@@ -121,7 +121,7 @@ def test_the_probability_of_a_call_is_that_of_the_sampler():
 def test_what_says_the_most_is_run_first(tmp_path):
     """Catches a third seed of one policy before the first of another, and ablations before the main table."""
     options = options_for(tmp_path, quick=False, seeds=2)
-    jobs = [JOBS[1], Job("small", "ablations", "--prompts 2"), Job("b", "main", "--gate always"), JOBS[0]]
+    jobs = [JOBS[1], Job("small", "ablations", "--prompts 2", once=True), Job("b", "main", "--gate always"), JOBS[0]]
     jobs.insert(1, Job("priced", "price", "--data tiny-prices"))
     order = [(entry.job.name, entry.seed) for entry in runs.pending_runs(jobs, options)]
     main = [("unconstrained", 0), ("b", 0), ("base", 0), ("unconstrained", 1), ("b", 1)]
@@ -440,7 +440,8 @@ def test_a_missing_evaluation_is_added_without_training(finished, tmp_path, monk
 
 
 def test_the_last_checkpoint_is_another_row(finished, tmp_path, monkeypatch):
-    """Catches a row of the last checkpoint that is evaluated from best/, and one whose checkpoint was deleted."""
+    """Catches a row of the last checkpoint that is evaluated from best/, one whose checkpoint was deleted, and one
+    that is evaluated a second time though it is the best one too."""
     loaded, load = [], runs.load_policy
     monkeypatch.setattr(runs, "load_policy", lambda path: loaded.append(path) or load(path))
     monkeypatch.setattr(runs, "train", None)
@@ -449,7 +450,15 @@ def test_the_last_checkpoint_is_another_row(finished, tmp_path, monkeypatch):
     (entry,) = runs.pending_runs(JOBS[1:], options)
     runs.run(entry, options)
     (directory,) = (tmp_path / "runs").glob("unconstrained-*[0-9a-f]")
-    assert loaded == [directory, directory / "step-000001"]  # half of the two steps: --quick
+    (path,) = options.results.glob("unconstrained-*.json")
+    found = json.loads(path.read_text())["outcomes"]
+    assert loaded == [directory] and found["test/last"] == found["test/free"]  # half of the two steps: --quick
+    path.unlink()
+    state = json.loads((directory / "best/state.json").read_text())
+    (directory / "best/state.json").write_text(json.dumps(state | {"step": 0}))
+    (directory / "best/checksums.json").unlink()  # it is another best/ now
+    runs.run(entry, options)
+    assert loaded[1:] == [directory, directory / "step-000001"]
     shutil.rmtree(directory / "step-000001")
     with pytest.raises(RuntimeError, match="step-000001 is missing; delete .* to have the run made again"):
         runs.run(entry, options)
