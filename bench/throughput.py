@@ -16,7 +16,7 @@ import sys
 import time
 
 from data import Task
-from translation.engines import ROUTES, Apertium
+from translation.apertium import ROUTES, Apertium
 from translation.pipeline import BATCH, english_tasks, round_trips
 from translation.protect import KINDS
 from translation.service import Service

@@ -2,8 +2,8 @@
 
     --log tensorboard -> events in the run directory;  --log wandb -> a run of the project translate-r1
 
-Names are those of metrics.jsonl, joined by slashes: accuracy, tier/low/tool_rate, validation/accuracy. Both packages are
-extras, imported when they are asked for.
+Names are those of metrics.jsonl, joined by slashes: accuracy, tier/low/tool_rate, validation/accuracy. Both are extras,
+imported when they are asked for.
 """
 
 from pathlib import Path

@@ -19,7 +19,8 @@ import pytest
 from tests.helpers import REAL, command, needs_real
 from tests.servers import Reply, apy, chat, libre, serving, silent
 from tools import TranslationError
-from translation.engines import ROUTES, Apertium, Apy, ChatEngine, Libre, Recorded, TransientError
+from translation.apertium import ROUTES, Apertium
+from translation.engines import Apy, ChatEngine, Libre, Recorded, TransientError
 from translation.post import API_KEY, LARGEST, retry_after
 from translation.service import Service, open_engine
 

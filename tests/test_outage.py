@@ -13,7 +13,8 @@ import eval as evaluation
 import train
 from harness.options import Options, deciding, parse
 from harness.rundir import Run
-from translation.engines import Apertium, Apy, Libre, Recorded
+from translation.apertium import Apertium
+from translation.engines import Apy, Libre, Recorded
 from translation.service import open_translator
 
 

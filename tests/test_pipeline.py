@@ -26,11 +26,13 @@ from tiny import truth, world
 from tiny.languages import WORLD, LexiconTranslator
 from tools import TranslationError
 from translation import checks, pipeline
+from translation.cache import Cache
 from translation.checks import RoundTrip, chrf, verify
+from translation.engines import BudgetSpent
 from translation.numerals import numerals, quantities
 from translation.page import Outcome, page, report
 from translation.protect import KINDS, Lost, cut, protect, restore
-from translation.service import BudgetSpent, Cache, Service
+from translation.service import Service
 
 ROOT = Path(__file__).resolve().parent.parent
 

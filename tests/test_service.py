@@ -17,8 +17,9 @@ from tests.servers import Reply, libre, serving, silent
 from tiny import world
 from tiny.languages import LexiconTranslator
 from tools import TranslationError
-from translation.engines import Libre, TransientError
-from translation.service import BudgetSpent, Cache, CacheFailed, Service
+from translation.cache import Cache
+from translation.engines import BudgetSpent, CacheFailed, Libre, TransientError
+from translation.service import Service
 
 
 class Scripted:

@@ -34,10 +34,11 @@ from harness.options import Options, clear_errors, parse, require
 from tiny import world
 from tiny.languages import WORLD, LexiconTranslator
 from translation.checks import RoundTrip, Verdict, verify
+from translation.engines import BudgetSpent
 from translation.journal import Journal
 from translation.page import Outcome, page, report
 from translation.protect import KINDS, Lost, cut, is_plain, protect, restore
-from translation.service import BudgetSpent, Service, open_translator
+from translation.service import Service, open_translator
 
 BATCH = 16  # tasks in one call of the engine: starting Apertium takes longer than translating a question
 
