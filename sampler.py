@@ -17,6 +17,7 @@ the one whose log-probs are trained.
 """
 
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
@@ -28,6 +29,7 @@ from model import Cache, Qwen3
 from tools import Call, Prices, Translator, calls_in, encode_call, fit_results, run_call
 
 MODES = ("free", "forced", "forbidden")
+BLOCK = 64  # rows that read many ids are run so many at a time
 
 
 @dataclass(frozen=True)
@@ -201,11 +203,9 @@ def prefill(model: Qwen3, rows: list[Row], setting: Setting) -> tuple[Tensor, Ca
     first_row = {id(row.prompt_ids): row for row in rows}  # the rows of a group hold the very same list
     prompts = [row.prompt_ids for row in first_row.values()]
     place = {key: i for i, key in enumerate(first_row)}
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    ids = pad(prompts, device)  # [P, T]
-    cache = model.new_cache(*ids.shape)
-    hidden = model(ids, cache)[torch.arange(len(prompts), device=device), lengths - 1]  # [P, C]
-    cache.lengths = lengths
+    cache = model.new_cache(len(prompts), max(map(len, prompts)))
+    hidden = model.embed_tokens.weight.new_empty(len(prompts), model.config.hidden_size)  # [P, C]
+    read(model, cache, range(len(prompts)), prompts, hidden)
     fan_out = torch.tensor([place[id(row.prompt_ids)] for row in rows], device=device)
     if setting.sampling.mode == "forced":
         call = encode_call(setting.tokenizer)
@@ -243,7 +243,7 @@ def catch_up(model: Qwen3, cache: Cache, rows: list[Row], hidden: Tensor) -> Non
     """Run the model on what each row has not read yet; its state after its last token goes into `hidden` [B, C].
 
     Rows that read one token are run where they are, with all others riding along. Rows that read a spliced tool turn
-    are taken out and put back, so that nobody waits for padding.
+    are taken out and put back, so that nobody waits for them.
     """
     unread = [row.unread if row.is_speaking else [] for row in rows]
     short = [i for i, ids in enumerate(unread) if len(ids) == 1]
@@ -251,13 +251,23 @@ def catch_up(model: Qwen3, cache: Cache, rows: list[Row], hidden: Tensor) -> Non
     if short:
         index = torch.tensor(short, device=hidden.device)
         hidden[index] = run_on(model, cache, [ids if len(ids) == 1 else [] for ids in unread])[index]
-    if long:
-        index = torch.tensor(long, device=hidden.device)
-        part = cache.take(index)
-        hidden[index] = run_on(model, part, [unread[i] for i in long])
-        cache.put(index, part)
+    read(model, cache, long, unread, hidden)
     for i in short + long:
         rows[i].unread = []
+
+
+def read(model: Qwen3, cache: Cache, rows: Sequence[int], unread: list[list[int]], hidden: Tensor) -> None:
+    """Run the model on the unread ids of these rows; the state after each row's last goes into `hidden` [B, C].
+
+    Rows of about a length are run together, `BLOCK` at a time: what pads a row to the longest is computed as well. Over
+    all rows at once, rollouts with calls take 1.5 times as long, and an evaluation 1.7 times.
+    """
+    by_length = sorted(rows, key=lambda i: len(unread[i]))
+    for first in range(0, len(by_length), BLOCK):
+        index = torch.tensor(block := by_length[first : first + BLOCK], device=hidden.device)
+        part = cache.take(index)
+        hidden[index] = run_on(model, part, [unread[i] for i in block])
+        cache.put(index, part)
 
 
 def run_on(model: Qwen3, cache: Cache, unread: list[list[int]]) -> Tensor:
