@@ -8,11 +8,11 @@ own tokens. So the last doubling should cost little more than twice the time.
 
 import argparse
 import random
-import statistics
-import time
+from functools import partial
 
 import torch
 
+from bench.turns import in_turns, ratios, spread
 from data import Task
 from harness.rundir import load_policy
 from logprob import policy_logps
@@ -33,28 +33,27 @@ def rollouts(prompt: int, groups: int, rng: random.Random) -> list[Rollout]:
     return found
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--groups", type=int, default=16, help="groups of the batch, each with eight answers")
     parser.add_argument("--repeats", type=int, default=5, help="rounds; the table has the medians")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)  # CPU seconds of several threads cannot be compared
     model, tokenizer = load_policy("tiny")
     batches = {length: rollouts(length, args.groups, random.Random(length)) for length in (64, 128, 256, 512)}
-    seconds = {length: [] for length in batches}
-    for repeat in range(args.repeats + 1):  # the first round warms up
-        for length, batch in batches.items():
-            start = time.perf_counter()
-            policy_logps(model, batch, 1.0, tokenizer.size)[0].sum().backward()
-            model.zero_grad()
-            if repeat:
-                seconds[length].append(time.perf_counter() - start)
-    print(f"{args.groups} groups of {GROUP}, answers of {ANSWER} ids, {torch.get_num_threads()} threads")
+
+    def passage(batch: list[Rollout]) -> None:
+        policy_logps(model, batch, 1.0, tokenizer.size)[0].sum().backward()
+        model.zero_grad()
+
+    turns = {length: partial(passage, batch) for length, batch in batches.items()}
+    seconds, _ = in_turns(turns, args.repeats)
+    print(f"{args.groups} groups of {GROUP}, answers of {ANSWER} ids; CPU seconds of one thread, median (min, max)")
     before = None
     for length, times in seconds.items():
-        median = statistics.median(times)
-        factor = f"{median / before:.1f} times the row above" if before else ""
-        print(f"prompt of {length:4}{median:8.3f} s ({min(times):.3f}, {max(times):.3f})  {factor}")
-        before = median
+        factor = f"{spread(ratios(seconds, length, before))} times the row above" if before else ""
+        print(f"prompt of {length:4}   {spread(times, 3)} s   {factor}".rstrip())
+        before = length
 
 
 if __name__ == "__main__":
