@@ -1,11 +1,13 @@
 """The benchmarks at toy shapes: both sides of each compute the same, and the table is printed."""
 
+import json
 import re
+import sys
 
 import pytest
 import torch
 
-from bench import cache, decode, growth, job, logprobs, rollouts, turns, update
+from bench import cache, decode, gpu, gpu_parts, growth, job, logprobs, rollouts, turns, update
 
 
 def test_the_cache_on_the_disk_and_in_memory_hold_the_same(tmp_path, capsys):
@@ -90,3 +92,110 @@ def test_the_phases_of_a_job_add_up(capsys):
     assert list(found) == names
     base = found.pop("  of which the base")
     assert 0 < base < found["closing evaluation"] and sum(found.values()) == pytest.approx(100, abs=0.5)
+
+
+# --- the GPU's ----------------------------------------------------------------------------------------------------
+
+
+def test_without_a_gpu_there_are_no_rows_of_one(tmp_path, capsys, monkeypatch):
+    """Catches figures of a CPU under the name of a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as ended:
+        gpu.main(["--out", str(tmp_path / "day")])
+    assert ended.value.code == 2 and "torch finds no GPU here" in capsys.readouterr().err
+    assert not (tmp_path / "day").exists()
+
+
+ONCE = ["kernel", "log-probs", "step-0.6B", "decode-0.6B"]  # the parts of 4B are the same lines, of the same toy
+
+
+@pytest.fixture(scope="module")
+def day(tmp_path_factory):
+    """These parts at toy shapes, each in a process of its own."""
+    out = tmp_path_factory.mktemp("day")
+    gpu.main(["--toy", "--parts", ",".join(ONCE), "--out", str(out)])
+    return out
+
+
+def test_all_parts_run_and_make_their_tables(day):
+    """Catches a part that ends in a traceback on the one day that somebody has a GPU."""
+    parts = json.loads((day / "rows.json").read_text())["parts"]
+    assert list(parts) == ONCE and {part["error"] for part in parts.values()} == {""}
+    tables = (day / "tables.md").read_text()
+    for table, (_, title, columns) in gpu_parts.TABLES.items():
+        mine = [cells for part in parts.values() for name, cells in part["rows"] if name == table]
+        assert mine and {len(cells) for cells in mine} == {len(columns)} and title in tables
+    assert {cells[-1] for name, cells in parts["kernel"]["rows"]} == {"yes"}
+    assert tables.startswith("device toy shapes on the CPU, no figures of a GPU, ")
+
+
+def test_a_toys_tables_hold_no_seconds_and_no_memory(day):
+    """Catches a figure that was measured on nothing."""
+    rows = [row for part in json.loads((day / "rows.json").read_text())["parts"].values() for row in part["rows"]]
+    measured = {"log-probs": [3, 4, 5], "step": [3, 4], "memory": [2, 4], "decode": [3, 4, 5, 6], "generate": [4, 5]}
+    cells = [row[place] for table, row in rows for place in measured.get(table, [])]
+    assert len(cells) > 50 and set(cells) <= {"-", "not installed"}
+
+
+def test_random_weights_answer_as_those_of_transformers(day):
+    """Catches a comparison of two models that are not the same, which no time would show."""
+    pytest.importorskip("transformers")
+    rows = [row for part in json.loads((day / "rows.json").read_text())["parts"].values() for row in part["rows"]]
+    apart = [float(row[-1]) for table, row in rows if table == "generate" and row[3] != "ours"]
+    assert len(apart) == 2 and max(apart) < 2e-2  # of bf16
+
+
+def test_a_finished_part_is_not_run_again_and_a_failed_one_is(day, tmp_path, capsys, monkeypatch):
+    """Catches a second start that begins anew, one that never repeats a failure, rows of two machines in a file."""
+    content = json.loads((day / "rows.json").read_text())
+    content["parts"]["kernel"] |= {"error": "out of memory", "rows": []}
+    (tmp_path / "rows.json").write_text(json.dumps(content))
+    started = []
+    monkeypatch.setattr(gpu, "run", lambda part, *_: started.append(part) or ([["kernel", ["a"] * 6]], ""))
+    gpu.main(["--toy", "--parts", ",".join(ONCE), "--out", str(tmp_path)])
+    assert started == ["kernel"] and gpu.Results(tmp_path, gpu.conditions(toy=True)).is_finished("kernel")
+    assert capsys.readouterr().out.count("finished before, not run again") == len(ONCE) - 1
+    content["conditions"]["torch"] = "1.0"
+    (tmp_path / "rows.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit):
+        gpu.main(["--toy", "--out", str(tmp_path)])
+    assert "torch was 1.0, is " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "ending, limit, said",
+    [
+        ("raise RuntimeError('no kernel image')", 60, "RuntimeError: no kernel image"),
+        ("os.kill(os.getpid(), 9)", 60, "ended by signal 9"),
+        ("time.sleep(60)", 3, "stopped after 3 s"),
+    ],
+    ids=["raises", "is killed", "hangs"],
+)
+def test_a_part_that_fails_says_so_in_a_line_and_the_next_goes_on(ending, limit, said, tmp_path, capsys, monkeypatch):
+    """Catches a day that ends with its first failure, and rows before a failure that are lost."""
+    row, run = gpu.ROW + json.dumps(["kernel", ["x"] * 6]), gpu.subprocess.run
+
+    def instead(command, **settings):
+        program = f"import os, time\nprint({row!r}, flush=True)\n{ending if 'kernel' in command else ''}"
+        return run([sys.executable, "-c", program], **settings)
+
+    monkeypatch.setattr(gpu.subprocess, "run", instead)
+    with pytest.raises(SystemExit) as ended:
+        gpu.main(["--toy", "--parts", "kernel,log-probs", "--limit", str(limit), "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert ended.value.code == 1 and f"kernel: failed: {said}; " in printed and "log-probs: 1 rows" in printed
+    assert printed.count("| x | x | x | x | x | x |") == 2  # the row of each
+
+
+def test_memory_that_is_not_there_is_told_in_a_line(capsys, monkeypatch):
+    """Catches a traceback of allocations where one sentence is meant."""
+
+    def greedy(place):
+        yield "kernel", ["x"]
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setitem(gpu_parts.PARTS, "kernel", greedy)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: type("Card", (), {"total_memory": 80 * 10**9}))
+    with pytest.raises(SystemExit, match="out of memory: 80 GB are not enough"):
+        gpu.alone("kernel", gpu_parts.Place("cpu", True))
+    assert 'row: ["kernel", ["x"]]' in capsys.readouterr().out
