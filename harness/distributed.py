@@ -44,7 +44,8 @@ def start(device: str, dtype: str) -> str:
     if launched or dtype != "float32":
         if is_cuda:
             device = f"cuda:{os.environ['LOCAL_RANK']}" if launched else device
-            torch.cuda.set_device(device)
+            if torch.device(device).index is not None:  # "cuda" alone is the current GPU, and set_device refuses it
+                torch.cuda.set_device(device)
         alone = {} if launched else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
         dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo", timeout=TIMEOUT, **alone)
         if rank() > 0:

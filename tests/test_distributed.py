@@ -290,3 +290,15 @@ def test_a_single_process_starts_without_the_engine_that_splits_weights():
     loaded = command("-c", "import sys, train; print(*sys.modules)").stdout.split()
     assert {"train", "harness.distributed", "torch.distributed"} <= set(loaded)
     assert not {"torch.distributed.fsdp", "torch.distributed.tensor"} & set(loaded)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_one_process_on_a_gpu_starts_with_and_without_its_number(device, monkeypatch):
+    """Catches `--device cuda` without torchrun ending in torch's ValueError: set_device takes no device without one."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda name: chosen.append(torch.cuda._utils._get_device_index(name)))
+    monkeypatch.setattr(dist, "init_process_group", lambda *backends, **settings: None)
+    monkeypatch.setattr(dist, "is_torchelastic_launched", lambda: False)
+    assert distributed.start(device, "bfloat16") == device
+    assert chosen == [1] * (device == "cuda:1")
