@@ -22,6 +22,7 @@ CURVES = (  # measure, title, top of the axis: 0 grows with the values
     ("cost", "cost per rollout", 0),
     ("gate_rate", "gate rate: groups charged", 1),
     ("reversed_rate", "reversed rate: right calls punished", 1),
+    ("mixed_reversed_rate", "reversed rate, in groups with a wrong answer", 1),
 )
 ORDER = ("high", "low", "xlow", "held-out", "synthetic")  # of tiers and groups: each has its colour on all drawings
 MODES = {"forced": "always translate", "forbidden": "never translate"}

@@ -202,6 +202,17 @@ def test_a_curve_is_drawn_where_its_values_are():
     assert svg.smooth([(i, 2.0 * i) for i in range(100)])[50] == (50, 100.0)
 
 
+def test_both_rates_of_reversals_have_a_curve(tmp_path):
+    """Catches a page that shows the rate over all groups alone, where most may hold no wrong answer."""
+    run = make_run(tmp_path / "run")
+    for name in ("reversed_rate", "mixed_reversed_rate"):
+        assert page(run, CONFIG, TOKENIZER).count("reversed rate") == 0
+        rows = [{"step": 1, "tier": {"low": MEASURES | {name: 0.5}}, "domain": {}}]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert page(run, CONFIG, TOKENIZER).count("<figcaption>reversed rate") == 1
+        make_run(run)
+
+
 def test_a_tier_has_one_colour_on_all_drawings():
     """Catches "low" that is blue in a run of one tier and orange in the plane."""
     assert colours({"low"}) == {"low": 2} and colours({"xlow", "high", "synthetic"}) == {
