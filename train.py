@@ -242,8 +242,8 @@ def split(rollouts: list[Rollout], advantages: Tensor, config: Config) -> list[l
 def adamw(model: Qwen3, config: Config) -> torch.optim.AdamW:
     """The optimizer, in fp32 and without weight decay."""
     fused = model.embed_tokens.weight.is_cuda or None  # the fused step makes no temporary copies of all weights
-    betas = (0.9, 0.95)
-    return torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=betas, weight_decay=0.0, fused=fused)
+    trained, betas = distributed.trained(model).values(), (0.9, 0.95)
+    return torch.optim.AdamW(trained, lr=config.learning_rate, betas=betas, weight_decay=0.0, fused=fused)
 
 
 def learning_rate(config: Config, step: int) -> float:
@@ -269,7 +269,7 @@ def train(config: Config, device: str) -> None:
         translator = open_translator(config, languages_of(config))  # [3]
         base = policy_directory(config.model)
         run = Run(config.directory, config, config.resume)
-        model, tokenizer = load_policy(run.last_checkpoint() if run.is_resumed else base, device)  # [2], in fp32
+        model, tokenizer = run.load_policy(base, device)  # [2], what is trained in fp32
         check_prompts(config, tokenizer)
         model.checkpoint_activations = config.checkpoint_activations
         model = distributed.shard(model, getattr(torch, config.dtype))
@@ -337,6 +337,7 @@ def report(run: Run, base, device: str, translator, config: Config, started: flo
     for directory in (base, result):
         policy = load_policy(directory, device, getattr(torch, config.dtype))
         found.append({group: outcomes(*policy, tasks, translator, config) for group, tasks in tests.items()})
+        del policy  # before the next one is read: there is no need of room for both
     compared = compare(*found)
     print(closing_table(compared, result))
     seconds = time.perf_counter() - started

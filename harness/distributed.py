@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from harness import lora
 from model import Qwen3, assemble
 
 TIMEOUT = timedelta(minutes=30)  # for a rank that hangs; longer than one rank's rollouts may take beyond another's
@@ -130,8 +131,9 @@ def shard(model: Qwen3, dtype: torch.dtype) -> Qwen3:
 
     The embedding, the last norm and the head stay whole until the backward is over, because the loss reads the head's
     weight after the forward. Gradients are summed, not averaged: the loss is weighted by shares of the whole batch.
+    With adapters nothing is split: the frozen weights are in `dtype` already, and what is trained is small.
     """
-    if not dist.is_initialized():
+    if not dist.is_initialized() or lora.is_adapted(model):
         return model
     # Imported here, because it takes a quarter of a command's start, and a single process in fp32 has no use for it.
     from torch.distributed.device_mesh import init_device_mesh
@@ -165,6 +167,9 @@ def sum_gradients(model: Qwen3, now: bool) -> None:
 
 def clip_gradients(model: Qwen3, max_norm: float) -> float:
     """Scale the gradients down to this norm, over all ranks; returns the norm before."""
+    if world() > 1 and not is_sharded(model):  # adapters: each rank has the gradients of its own micro-batches
+        for parameter in trained(model).values():
+            dist.all_reduce(parameter.grad)
     return float(_full(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)))
 
 
@@ -174,9 +179,14 @@ def gathered(model: Qwen3, dtype: torch.dtype) -> Qwen3:
     This is where weights would be handed to an inference engine.
     """
     if not is_sharded(model):
-        return model
+        return lora.merged(model)
     weights = {name: _full(weight.detach().to(dtype)) for name, weight in model.named_parameters()}
     return assemble(model.config, weights)
+
+
+def trained(model: Qwen3) -> dict[str, Tensor]:
+    """The parameters that have gradients, by name: the optimizer's, in its order."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def parts(model: Qwen3) -> dict[str, Tensor]:
@@ -191,9 +201,10 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def whole_model(model: Qwen3) -> Qwen3 | None:
-    """The policy in fp32 on the CPU of the rank that writes, None on the others."""
+    """The policy in fp32 on the CPU of the rank that writes, None on the others; where nothing is split, on all: of
+    one with adapters the merged weights, in their own dtype."""
     if not is_sharded(model):
-        return model
+        return lora.merged(model).cpu() if lora.is_adapted(model) else model
     weights = whole({name: weight.detach() for name, weight in model.named_parameters()})
     return assemble(model.config, weights) if rank() == 0 else None
 

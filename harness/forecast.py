@@ -41,6 +41,37 @@ def parameters(c: Config) -> tuple[int, int]:
     )
 
 
+def adapters(c: Config, lora: int) -> int:
+    """Parameters of one layer's adapters of rank `lora`: A and B of each projection."""
+    queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    return lora * (4 * c.hidden_size + 2 * queries + 2 * keys + 3 * (c.hidden_size + c.intermediate_size))
+
+
+def held(c: Config, dtype: str, ranks: int, lora: int) -> dict[str, int]:
+    """Bytes that one rank always holds: fp32 weights and moments, split over the ranks; or, whole, frozen weights in
+    the dtype of the computation, and the adapters' own."""
+    layer, ends = parameters(c)
+    total = c.num_hidden_layers * layer + ends
+    if lora:
+        trained = c.num_hidden_layers * adapters(c, lora)
+        return {"weights": SIZE[dtype] * total, "adapters": 4 * trained, "moments": 8 * trained}
+    return {"weights": 4 * total // ranks, "moments": 8 * total // ranks}
+
+
+def policy_copy(c: Config, dtype: str, ranks: int, lora: int) -> int:
+    """Bytes of the policy that rollouts are sampled from, beyond the trained weights: of one with adapters, what is
+    merged."""
+    layer, ends = parameters(c)
+    if lora:
+        return SIZE[dtype] * c.num_hidden_layers * projections(c)
+    return SIZE[dtype] * (c.num_hidden_layers * layer + ends) if ranks > 1 or dtype != "float32" else 0
+
+
+def projections(c: Config) -> int:
+    """Parameters of one layer that get adapters: all but its norms."""
+    return parameters(c)[0] - 2 * c.head_dim - 2 * c.hidden_size
+
+
 @dataclass(frozen=True)
 class Batch:
     """A micro-batch of `rows` rollouts of `new` ids each, the `prompt` ids run once for each group of `group`."""
@@ -78,70 +109,73 @@ class Batch:
         return prompts + self.scored, prompts + self.rows * keys, self.scored * keys
 
 
-def saved_by_layer(c: Config, dtype: str, batch: Batch) -> int:
+def saved_by_layer(c: Config, dtype: str, batch: Batch, lora: int = 0) -> int:
     """Bytes that autograd saves in one layer's forward, parameters excluded; on a GPU, that is with repeated keys."""
     e = SIZE[dtype]
     wide = max(4, e)  # of the norms' statistics
     queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    norms = 2 * (c.hidden_size * (wide + e) + wide)  # each in wide precision and normalised, and 1/rms
-    norms += (queries + keys) * (wide + e) + (c.num_attention_heads + c.num_key_value_heads) * wide
+    normalised = 0 if lora else e  # what the gradient of a norm's weight needs
+    norms = 2 * (c.hidden_size * (wide + normalised) + wide)  # each in wide precision and normalised, and 1/rms
+    norms += (queries + keys) * (wide + normalised) + (c.num_attention_heads + c.num_key_value_heads) * wide
     inputs = e * (2 * c.hidden_size + queries)  # of q/k/v, of gate/up, of o
     mlp = 4 * e * c.intermediate_size  # gate, silu(gate), up and their product
     query_slots, key_slots, _ = batch.slots
     attention = query_slots * (2 * e * queries + 4 * c.num_attention_heads)  # queries, result, log-sums
     attention += key_slots * 2 * e * queries  # keys and values
-    return batch.tokens * (norms + inputs + mlp) + attention
+    merged = e * projections(c) if lora else 0
+    return batch.tokens * (norms + inputs + mlp) + attention + merged
 
 
-def saved(c: Config, dtype: str, batch: Batch, checkpoint: bool) -> int:
+def saved(c: Config, dtype: str, batch: Batch, checkpoint: bool, lora: int = 0) -> int:
     """Bytes that autograd holds when the backward begins, parameters excluded.
 
     With `checkpoint`, each layer's input, and what one layer saves while the backward runs it again.
     """
     e = SIZE[dtype]
     wide = max(4, e)
-    layer = saved_by_layer(c, dtype, batch)
+    layer = saved_by_layer(c, dtype, batch, lora)
     layers = c.num_hidden_layers * (e * c.hidden_size * batch.tokens if checkpoint else layer)
     layers += layer if checkpoint else 0
     query_slots, key_slots, pairs = batch.slots
     once = batch.tokens * (16 + 2 * e * c.head_dim // 2)  # ids, places, rotary tables
     once += 8 * (query_slots + key_slots) + e * pairs  # which tokens, and the mask
-    norm = batch.tokens * (c.hidden_size * (wide + e) + wide)  # the last one
+    norm = batch.tokens * (c.hidden_size * (wide + (0 if lora else e)) + wide)  # the last one
     return layers + once + norm + batch.scored * (e * c.hidden_size + 40 + 2 * wide)  # 40: ids and places
 
 
-def update(c: Config, batch: Batch, dtype: str, checkpoint: bool, ranks: int) -> dict[str, int]:
+def update(c: Config, batch: Batch, dtype: str, checkpoint: bool, ranks: int, lora: int = 0) -> dict[str, int]:
     """Bytes on one rank at the peak of an update, by kind.
 
     Gradients are counted whole on each rank, because they are summed over ranks only with an update's last micro-batch.
     """
     e, (layer, ends) = SIZE[dtype], parameters(c)
-    total = c.num_hidden_layers * layer + ends
-    is_split = ranks > 1 or dtype != "float32"
+    trained = c.num_hidden_layers * adapters(c, lora) if lora else c.num_hidden_layers * layer + ends
+    is_split = (ranks > 1 or dtype != "float32") and not lora
     logits = min(CHUNK_BYTES, batch.scored * c.vocab_size * e)
-    head = 4 * logits + (4 + e) * c.vocab_size * c.hidden_size + 3 * e * batch.scored * c.hidden_size
+    head = 4 * logits + 3 * e * batch.scored * c.hidden_size
+    head += 0 if lora else (4 + e) * c.vocab_size * c.hidden_size  # its gradient
     one_layer = e * batch.tokens * (3 * c.intermediate_size + 2 * c.hidden_size)  # gradients inside the MLP
-    activations = saved(c, dtype, batch, checkpoint)
+    one_layer += 16 * c.hidden_size * c.intermediate_size if lora else 0  # what is added to a matrix, and gradients
+    activations = saved(c, dtype, batch, checkpoint, lora)
     if checkpoint:  # while the head works no layer has been run again yet
-        head = max(head - saved_by_layer(c, dtype, batch), 0)
+        head = max(head - saved_by_layer(c, dtype, batch, lora), 0)
     return {
-        "weights": 4 * total // ranks,
-        "moments": 8 * total // ranks,
-        "gradients": 4 * total,
+        **held(c, dtype, ranks, lora),
+        "gradients": 4 * trained,
         "gathered": (2 * e * ends + 2 * e * layer + (4 + e) * layer) if is_split else 0,  # two layers, one's gradients
         "activations": activations,
         "working": max(head, one_layer),
     }
 
 
-def rollouts(c: Config, rows: int, group: int, prompt: int, new: int, dtype: str, ranks: int) -> dict[str, int]:
+def rollouts(
+    c: Config, rows: int, group: int, prompt: int, new: int, dtype: str, ranks: int, lora: int = 0
+) -> dict[str, int]:
     """Bytes on one rank at the peak of sampling `rows` rollouts at a time, by kind: `prompt` + `new` ids each.
 
     Sampling begins before there are gradients and after autograd has let go of everything.
     """
-    e, (layer, ends) = SIZE[dtype], parameters(c)
-    total = c.num_hidden_layers * layer + ends
-    is_split = ranks > 1 or dtype != "float32"
+    e = SIZE[dtype]
     slots = prompt + new + GROWTH  # it may have grown at the last token
     queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     prompts = -(-rows // group)
@@ -150,38 +184,42 @@ def rollouts(c: Config, rows: int, group: int, prompt: int, new: int, dtype: str
     decode = expanded + rows * slots + 24 * rows * c.vocab_size  # logits in fp32, log-probs, two copies in fp64
     prefill = prompts * prompt * (e * (3 * c.intermediate_size + 4 * c.hidden_size) + (1 + e) * prompt)
     return {
-        "weights": 4 * total // ranks,
-        "moments": 8 * total // ranks,
-        "copy": e * total if is_split else 0,
+        **held(c, dtype, ranks, lora),
+        "copy": policy_copy(c, dtype, ranks, lora),
         "cache": cache + 7 * cache // 10,  # and what is copied of it when three in ten rows are done
         "working": max(decode, prefill),
     }
 
 
-def closing(c: Config, rows: int, prompt: int, new: int, dtype: str, ranks: int) -> dict[str, int]:
+def closing(c: Config, rows: int, prompt: int, new: int, dtype: str, ranks: int, lora: int = 0) -> dict[str, int]:
     """Bytes on one rank at the peak of the closing evaluation, by kind: rows without groups, each with its own prompt.
 
     Training's weights and moments are still there, and base and result are read whole, one after the other: the first
-    is let go when the second has been read.
+    is let go before the second is read.
     """
     layer, ends = parameters(c)
-    parts = rollouts(c, rows, 1, prompt, new, dtype, ranks)
-    return {**parts, "copy": 2 * SIZE[dtype] * (c.num_hidden_layers * layer + ends)}
+    parts = rollouts(c, rows, 1, prompt, new, dtype, ranks, lora)
+    return {**parts, "copy": SIZE[dtype] * (c.num_hidden_layers * layer + ends)}
 
 
-def on_disk(c: Config) -> int:
+def on_disk(c: Config, dtype: str = "float32", lora: int = 0) -> int:
     """Bytes that a run's policies take at most: two checkpoints and a third that is being written, each with weights
     and both moments, and `best/` twice, while a better one is written, in
     fp32 if its source is. Logs are small beside them."""
     layer, ends = parameters(c)
-    total = c.num_hidden_layers * layer + ends
-    return 3 * 12 * total + 2 * 4 * total
+    return 3 * _checkpoint(c, dtype, lora) + 2 * 4 * (c.num_hidden_layers * layer + ends)
 
 
-def on_host(c: Config, is_gpu: bool) -> int:
-    """Bytes beyond the model's own that the rank that writes a checkpoint takes from the host's memory."""
+def _checkpoint(c: Config, dtype: str, lora: int) -> int:
+    """Bytes of one: weights and moments in fp32; or merged weights, and adapters and their moments."""
     layer, ends = parameters(c)
-    return 12 * (c.num_hidden_layers * layer + ends) if is_gpu else 0
+    total = c.num_hidden_layers * layer + ends
+    return SIZE[dtype] * total + 12 * c.num_hidden_layers * adapters(c, lora) if lora else 12 * total
+
+
+def on_host(c: Config, is_gpu: bool, dtype: str = "float32", lora: int = 0) -> int:
+    """Bytes beyond the model's own that the rank that writes a checkpoint takes from the host's memory."""
+    return _checkpoint(c, dtype, lora) if is_gpu else 0
 
 
 def describe(parts: dict[str, int]) -> str:
@@ -220,9 +258,9 @@ def dry_run(config) -> str:
     for ranks in (1, 8):
         rows = min(config.max_rows, -(-config.prompts // ranks) * config.group_size)
         tested = min(config.max_rows, -(-items // ranks))
-        sampling = rollouts(shape, rows, config.group_size, longest, new, config.dtype, ranks)
-        training = update(shape, batch, config.dtype, config.checkpoint_activations, ranks)
-        ending = closing(shape, tested, longest, new, config.dtype, ranks)
+        sampling = rollouts(shape, rows, config.group_size, longest, new, config.dtype, ranks, config.lora_rank)
+        training = update(shape, batch, config.dtype, config.checkpoint_activations, ranks, config.lora_rank)
+        ending = closing(shape, tested, longest, new, config.dtype, ranks, config.lora_rank)
         peak = max(sum(phase.values()) for phase in (sampling, training, ending))
         lines += [
             f"predicted memory of each of {ranks} ranks:" if ranks > 1 else "predicted memory of one process:",
@@ -282,9 +320,9 @@ def _storage(shape: Config, config) -> list[str]:
     """Lines about the disk that `--out` is on and about the host's memory."""
     there = Path(config.directory).absolute()
     there = next(place for place in (there, *there.parents) if place.exists())
-    need, free = on_disk(shape), shutil.disk_usage(there).free
+    need, free = on_disk(shape, config.dtype, config.lora_rank), shutil.disk_usage(there).free
     fits = "fits" if need <= free else "does not fit"
-    host = on_host(shape, config.device.startswith("cuda"))
+    host = on_host(shape, config.device.startswith("cuda"), config.dtype, config.lora_rank)
     return [
         f"predicted disk: {fits}: checkpoints and best/ take at most {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are free",
         f"predicted host memory, beyond what is told above: {host / 1e9:.2f} GB while a checkpoint is written",

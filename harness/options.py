@@ -178,11 +178,13 @@ class Options:
 
 @dataclass(frozen=True)
 class TrainingOptions(Options):
-    """And of a command that trains: what it must not be given, and where it shows its metrics."""
+    """And of a command that trains: what it must not be given, where it shows its metrics, and what it trains."""
 
     evaluation_data: Neutral[tuple[str, ...]] = ()  # JSONL file whose tasks may not be trained on; may be repeated
     allow_evaluation_data: Neutral[bool] = False  # train on them all the same, and say so
     log: Neutral[Literal["none", "tensorboard", "wandb"]] = "none"  # show metrics there too; each needs its package
+    lora_rank: Whole = 0  # train adapters of this rank on all projections, and nothing else; 0: train all weights
+    lora_alpha: Positive = 32.0  # adapters are added times lora_alpha / lora_rank
 
     def check(self) -> None:
         super().check()

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import model as model_file
 from data import load_tokenizer
-from harness import distributed, template
+from harness import distributed, lora, template
 from harness.escape import in_line
 from harness.guard import Diverged
 from harness.metrics import rounded
@@ -55,7 +55,8 @@ class Run:
             return
         if not saved.is_file():
             raise ValueError(f"{directory}: no run to resume (config.json is missing)")
-        before, now = json.loads(saved.read_text()), json.loads(json.dumps(asdict(config)))
+        now, defaults = (json.loads(json.dumps(asdict(options))) for options in (config, type(config)()))
+        before = defaults | json.loads(saved.read_text())  # a run may be older than an option
         different = [name for name in deciding(type(config)) if not _goes_on(name, before.get(name), now[name])]
         if different:
             told = "; ".join(f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in different)
@@ -84,9 +85,21 @@ class Run:
         """The one that the run was resumed from, or that it has saved since."""
         return self._last_good
 
+    def load_policy(self, base, device: str):
+        """(model, tokenizer) to be trained: of the checkpoint that the run goes on from, else of `base`, in fp32.
+
+        With --lora-rank that is always `base`, in the dtype of the computation; `open` gives it its adapters back.
+        """
+        if not self.config.lora_rank:
+            return load_policy(self.last_checkpoint() if self.is_resumed else base, device)
+        model, tokenizer = load_policy(base, device, getattr(torch, self.config.dtype))
+        return lora.adapt(model, self.config.lora_rank, self.config.lora_alpha, self.config.seed), tokenizer
+
     def open(self, model: Qwen3, optimizer) -> None:
         """Create the directory, write the configuration, cut the logs to the checkpoint and restore its moments."""
         if self.is_resumed:
+            if lora.is_adapted(model):
+                lora.restore(model, self.last_checkpoint())
             self._restore_optimizer(model, optimizer)
         distributed.barrier()  # all ranks have seen what was there
         if not self.is_writer:
@@ -150,7 +163,7 @@ class Run:
 
         Diverged, and nothing is written, if a weight or a moment is not finite.
         """
-        names = [name for name, _ in model.named_parameters()]
+        names = list(distributed.trained(model))
         policy = distributed.whole_model(model)
         moments = distributed.whole(
             {
@@ -169,6 +182,8 @@ class Run:
             template.keep(directory, self.config.chat_format)
             tensors = {name: value.contiguous() if value.ndim else value.reshape(1) for name, value in moments.items()}
             save_file(tensors, directory / "optimizer.safetensors")
+            if lora.is_adapted(model):
+                lora.save(model, directory)
             write_json(directory / "state.json", self.state)
 
         with self._writing(f"{place.name} was"):
@@ -209,7 +224,7 @@ class Run:
     def _restore_optimizer(self, model: Qwen3, optimizer) -> None:
         """Put the saved moments back; the parameters have the optimizer's order."""
         state = {}
-        place = {name: (i, parameter) for i, (name, parameter) in enumerate(model.named_parameters())}
+        place = {name: (i, parameter) for i, (name, parameter) in enumerate(distributed.trained(model).items())}
         for full_name, tensor in load_file(self.last_checkpoint() / "optimizer.safetensors").items():
             name, key = full_name.rsplit(".", 1)
             i, parameter = place[name]

@@ -2,11 +2,12 @@
 
 import json
 import shutil
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
-from helpers import base_directory, call_main, files_under, write_tasks
+from helpers import ROOT, base_directory, call_main, files_under, write_tasks
 from torch.autograd.graph import saved_tensors_hooks
 
 import gspo
@@ -14,7 +15,8 @@ import logprob
 import model as model_file
 import train
 from data import Task
-from harness import forecast
+from harness import distributed, forecast, lora
+from harness.options import PRESETS
 from model import Config, Qwen3
 from sampler import Rollout
 
@@ -63,8 +65,10 @@ def attend_as_on_a_gpu(q, k, v, mask):
 @pytest.mark.parametrize("prompt, new", [(30, 34), (50, 8)])
 @pytest.mark.parametrize("checkpoint", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_forecast_is_within_a_tenth_of_what_autograd_saves(shape, dtype, checkpoint, prompt, new, monkeypatch):
+@pytest.mark.parametrize("shape, rank", [*((shape, 0) for shape in SHAPES), ("grouped queries", 4)])
+def test_the_forecast_is_within_a_tenth_of_what_autograd_saves(
+    shape, rank, dtype, checkpoint, prompt, new, monkeypatch
+):
     """Catches a tensor that is forgotten or counted twice, and a checkpoint that saves what it should not."""
     monkeypatch.setattr(model_file, "attend", attend_as_on_a_gpu)
     config, batch = SHAPES[shape], forecast.Batch(rows=7, group=4, prompt=prompt, new=new)
@@ -77,6 +81,8 @@ def test_the_forecast_is_within_a_tenth_of_what_autograd_saves(shape, dtype, che
     def measure(layers: int, checkpoint: bool) -> int:
         model = Qwen3(replace(config, num_hidden_layers=layers)).to(getattr(torch, dtype))
         model.checkpoint_activations = checkpoint
+        if rank:
+            lora.adapt(model, rank, 1.0, 0)
 
         def loss():
             logps, _, sampled = logprob.policy_logps(model, rollouts, 1.0, config.vocab_size)
@@ -87,7 +93,7 @@ def test_the_forecast_is_within_a_tenth_of_what_autograd_saves(shape, dtype, che
     measured = measure(config.num_hidden_layers, checkpoint)
     if checkpoint:  # and one layer, while it is run again
         measured += measure(2, False) - measure(1, False)
-    assert forecast.saved(config, dtype, batch, checkpoint) == pytest.approx(measured, rel=0.1)
+    assert forecast.saved(config, dtype, batch, checkpoint, rank) == pytest.approx(measured, rel=0.1)
 
 
 def test_checkpointing_changes_no_gradient():
@@ -206,10 +212,95 @@ def test_the_disk_holds_three_checkpoints_and_two_of_the_best(tmp_path):
     assert (forecast.on_host(SMALL, True), forecast.on_host(SMALL, False)) == (pytest.approx(3 * weights, rel=0.02), 0)
 
 
-def test_the_closing_evaluation_holds_two_policies_beside_the_trained_one():
+def test_the_closing_evaluation_holds_a_policy_beside_the_trained_one():
     """Catches a run that ends in its last minute, when base and result are read."""
     end = forecast.closing(SMALL, 8, 20, 20, "bfloat16", 1)
     layer, ends = forecast.parameters(SMALL)
     total = SMALL.num_hidden_layers * layer + ends
-    assert (end["weights"] + end["moments"], end["copy"]) == (12 * total, 4 * total)
+    assert (end["weights"] + end["moments"], end["copy"]) == (12 * total, 2 * total)
     assert end["working"] >= forecast.rollouts(SMALL, 8, 4, 20, 20, "bfloat16", 1)["working"]
+
+
+def test_base_and_result_are_not_held_at_a_time(monkeypatch, tmp_path):
+    """Catches a closing evaluation that needs room for two policies beside the trained one."""
+    held, at_once = weakref.WeakSet(), []
+    load = train.load_policy
+
+    def counting(*arguments):
+        policy = load(*arguments)
+        held.add(policy[0])
+        at_once.append(len(held))
+        return policy
+
+    monkeypatch.setattr(train, "load_policy", counting)
+    few = ("--steps", 1, "--prompts", 2, "--group-size", 2, "--validation-items", 2, "--test-items", 2)
+    data = write_tasks(tmp_path / "tasks.jsonl")
+    options = ("--model", base_directory(), "--data", data, "--lang-tier", "low", *few)
+    call_main(train.main, *options, "--out", tmp_path / "run")
+    assert at_once == [1, 1]
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+QWEN3_4B = Config(151_936, 2560, 9728, 36, 32, 8, 128, tie_word_embeddings=True)
+
+
+def phases(rank: int, rows: int) -> list[int]:
+    """Bytes of the three phases of the preset qwen3-4b on one GPU, with prompts of 500 ids."""
+    preset = PRESETS["qwen3-4b"]
+    new, group = preset["max_new_tokens"], preset["group_size"]
+    batch = forecast.Batch.largest(preset["micro_tokens"], group, 500, new)
+    found = (
+        forecast.rollouts(QWEN3_4B, rows, group, 500, new, preset["dtype"], 1, rank),
+        forecast.update(QWEN3_4B, batch, preset["dtype"], preset["checkpoint_activations"], 1, rank),
+        forecast.closing(QWEN3_4B, rows, 500, new, preset["dtype"], 1, rank),
+    )
+    return [sum(parts.values()) for parts in found]
+
+
+def test_a_4b_run_with_adapters_fits_a_card_of_24_gb():
+    """Catches a frozen base that is kept in fp32 or has gradients, and a claim of docs/scaling.md that is not so."""
+    card = 0.95 * 24e9
+    assert max(phases(16, 8)) <= card < min(phases(0, 8))
+    assert max(phases(16, 24)) > card  # the rows of the preset are for a larger one
+
+
+def test_the_page_on_scaling_shows_what_the_forecast_says():
+    """Catches a table of a smaller card that the code does not agree with."""
+    section = (
+        (ROOT / "docs" / "scaling.md")
+        .read_text(encoding="utf-8")
+        .partition("## A smaller card")[2]
+        .partition("\n## ")[0]
+    )
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in section.splitlines() if line[:2] == "| "}
+    columns = [phases(*setting) for setting in ((0, 24), (16, 24), (16, 8), (64, 8))]
+    for i, phase in enumerate(("rollouts", "update", "closing evaluation")):
+        assert [float(cell) for cell in rows[phase]] == [round(column[i] / 1e9, 1) for column in columns]
+    cards = [80, 40, 24, 32]
+    assert [int(cell.split()[0]) for cell in rows["fits, 5% left free"]] == cards
+    assert all(max(column) <= 0.95e9 * card for column, card in zip(columns, cards, strict=True))
+
+
+def test_what_is_held_with_adapters_is_what_the_model_and_its_optimizer_hold(tmp_path):
+    """Catches a projection whose adapter is not counted."""
+    model = lora.adapt(Qwen3(SMALL), 4, 1.0, 0)
+    layers = SMALL.num_hidden_layers
+    trained = sum(weight.numel() for weight in distributed.trained(model).values())
+    frozen = sum(weight.numel() for weight in model.parameters()) - trained
+    assert layers * forecast.adapters(SMALL, 4) == trained
+    held = forecast.held(SMALL, "bfloat16", 8, 4)
+    assert held == {"weights": 2 * frozen, "adapters": 4 * trained, "moments": 8 * trained}
+    copied = sum(weight.numel() for name, weight in model.named_parameters() if name.endswith("_proj.weight"))
+    assert forecast.rollouts(SMALL, 8, 4, 20, 20, "bfloat16", 1, 4)["copy"] == 2 * copied
+    model_file.save(lora.merged(model), tmp_path / "best")
+    weights = (tmp_path / "best" / "model.safetensors").stat().st_size
+    expected = 3 * (weights + 12 * trained) + 2 * weights
+    assert forecast.on_disk(SMALL, "float32", 4) == pytest.approx(expected, rel=0.02)
+
+
+def test_a_dry_run_knows_of_adapters(capsys):
+    """Catches a forecast that is told of another run than the one to come."""
+    few = ("--prompts", 4, "--group-size", 2, "--validation-items", 3, "--test-items", 3)
+    assert dry(capsys, *few, "--lora-rank", 4).count(", adapters ") == 6
+    assert dry(capsys, *few).count(", adapters ") == 0

@@ -347,6 +347,16 @@ def test_what_decides_a_result_may_not_change_on_resuming_and_the_rest_may(tmp_p
     assert set(vars(config)) - set(NEUTRAL) == set(deciding(train.Config))
 
 
+def test_a_run_may_be_older_than_an_option(tmp_path):
+    """Catches a new option, left at what it was before there was one, that ends all runs in progress."""
+    before = dataclasses.asdict(config := train.Config())
+    del before["lora_rank"]
+    (tmp_path / "config.json").write_text(json.dumps(before))
+    Run(tmp_path, config, True)
+    with pytest.raises(ValueError, match="lora_rank was 0, is 4"):
+        Run(tmp_path, dataclasses.replace(config, lora_rank=4), True)
+
+
 @pytest.mark.parametrize(
     "now, goes_on",
     [
