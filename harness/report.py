@@ -22,7 +22,7 @@ CURVES = (  # measure, title, top of the axis: 0 grows with the values
     ("cost", "cost per rollout", 0),
     ("gate_rate", "gate rate: groups charged", 1),
     ("reversed_rate", "reversed rate: right calls punished", 1),
-    ("mixed_reversed_rate", "reversed rate, in groups with a wrong answer", 1),
+    ("mixed_reversed_rate", "reversed rate in mixed groups", 1),
 )
 ORDER = ("high", "low", "xlow", "held-out", "synthetic")  # of tiers and groups: each has its colour on all drawings
 MODES = {"forced": "always translate", "forbidden": "never translate"}
@@ -160,7 +160,8 @@ def _evaluations(run: Path) -> list[dict]:
 
 def by_tier_and_domain(metrics: list[dict]) -> str:
     """Each measure over the steps, a curve for each tier, then for each domain; dots are validations."""
-    told = '<p class="quiet">Training rollouts, faint, and their running mean. Dots are validations.</p>'
+    told = '<p class="quiet">Training rollouts, faint, and their running mean. Dots are validations. '
+    told += "A mixed group holds right and wrong answers.</p>"
     text = told if metrics else ""
     for cut in ("tier", "domain"):
         numbers = colours({name for row in metrics for name in row[cut]})
