@@ -22,6 +22,7 @@ Left out: other chat formats, multi-turn data, truncation; the length of a promp
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def user_message(task: Task) -> str:
     return "\n".join((task.question, *task.choices))
 
 
-def load_tasks(path, fields: dict[str, str] | None = None) -> list[Task]:
+def load_tasks(path: str | Path, fields: dict[str, str] | None = None) -> list[Task]:
     """The tasks of a file, one per row: JSON Lines, TSV or parquet; `fields` maps our names to the file's, which may
     be paths, or constants behind a colon: {"question": "prompt.0.content", "language": ":es"}.
 
@@ -125,12 +126,12 @@ class Tokenizer:
             raise ValueError(f"the tokenizer has no token {control.text}")
         return self.control[control.text]
 
-    def decode(self, ids) -> str:
+    def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids, control tokens included."""
         return self._full.decode(list(ids), skip_special_tokens=False)
 
 
-def load_tokenizer(directory) -> Tokenizer:
+def load_tokenizer(directory: str | Path) -> Tokenizer:
     """The tokenizer of a model directory. FileNotFoundError without tokenizer.json, ValueError if it is broken."""
     return Tokenizer(directory)
 

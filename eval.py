@@ -90,7 +90,7 @@ def paired_difference(before: np.ndarray, after: np.ndarray, draws: int = 2000) 
 
 def compare(before: dict[str, list[Outcome]], after: dict[str, list[Outcome]]) -> dict[str, dict]:
     """For each group of tasks and each measure: before, after, difference and its 95% interval."""
-    report = {}
+    report: dict[str, dict] = {}
     for group in before:
         a, b = values(before[group]), values(after[group])
         report[group] = {"n": len(before[group])}

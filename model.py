@@ -337,7 +337,7 @@ def read_config(directory) -> Config:
     return Config(**modeldir.read_config(directory, tuple(fields), required))
 
 
-def load(directory, device="cpu", dtype: torch.dtype = torch.float32) -> Qwen3:
+def load(directory: modeldir.Place, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Qwen3:
     """A `Qwen3` with the weights of a Hugging Face directory: one safetensors file, or shards with an index.
 
     Every tensor must arrive: ValueError lists the missing, the unexpected and the mis-shaped ones, all at once.
@@ -364,7 +364,7 @@ def assemble(config: Config, tensors: dict[str, Tensor]) -> Qwen3:
     return model.requires_grad_(True)
 
 
-def save(model: Qwen3, directory, like=None) -> None:
+def save(model: Qwen3, directory: modeldir.Place, like: modeldir.Place | None = None) -> None:
     """Write `config.json` and `model.safetensors`, in the model's own dtype, as `transformers` names them.
 
     `like`: a directory whose other files and config fields are kept, such as the one that the model was loaded from.

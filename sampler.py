@@ -148,9 +148,9 @@ class Setting:
 class InLine(Executor):
     """A pool without threads: a call has its result when it has been submitted, so nothing depends on time."""
 
-    def submit(self, function, /, *args) -> Future:
-        future = Future()
-        future.set_result(function(*args))
+    def submit(self, function, /, *args, **keywords) -> Future:
+        future: Future = Future()
+        future.set_result(function(*args, **keywords))
         return future
 
 

@@ -22,6 +22,7 @@ import itertools
 import os
 import sys
 from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -29,6 +30,9 @@ from torch import Tensor
 
 from harness import lora
 from model import Qwen3, assemble
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 TIMEOUT = timedelta(minutes=30)  # for a rank that hangs; longer than one rank's rollouts may take beyond another's
 
@@ -47,7 +51,7 @@ def start(device: str, dtype: str) -> str:
             device = f"cuda:{os.environ['LOCAL_RANK']}" if launched else device
             if torch.device(device).index is not None:  # "cuda" alone is the current GPU, and set_device refuses it
                 torch.cuda.set_device(device)
-        alone = {} if launched else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+        alone: dict[str, Any] = {} if launched else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
         dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo", timeout=TIMEOUT, **alone)
         if rank() > 0:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")
@@ -97,7 +101,7 @@ def gather(mine: list, block: int = 1) -> list:
     """The inverse of `share`, on all ranks; each shared item may have become `block` entries."""
     if world() == 1:
         return mine
-    parts = [None] * world()
+    parts: list = [None] * world()
     dist.all_gather_object(parts, mine)
     blocks = [[part[i : i + block] for i in range(0, len(part), block)] for part in parts]
     turns = itertools.zip_longest(*blocks, fillvalue=[])
@@ -143,18 +147,18 @@ def shard(model: Qwen3, dtype: torch.dtype) -> Qwen3:
     mesh = init_device_mesh(weight.device.type, (world(),))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=weight.dtype)
     for module in (*model.layers, model):
-        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=module is not model)
-        module.set_gradient_divide_factor(1.0)
-        module.set_force_sum_reduction_for_comms(True)  # gloo has no operation that divides
+        split = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=module is not model)
+        split.set_gradient_divide_factor(1.0)
+        split.set_force_sum_reduction_for_comms(True)  # gloo has no operation that divides
     return model
 
 
-def is_sharded(model: Qwen3) -> bool:
+def is_sharded(model: Qwen3) -> TypeGuard[Any]:
     """Whether `shard` has made an FSDPModule of it; told by a method, to import nothing."""
     return hasattr(model, "set_requires_gradient_sync")
 
 
-def is_split(tensor: Tensor) -> bool:
+def is_split(tensor: Tensor) -> "TypeGuard[DTensor]":
     """Whether this rank holds a part of it only: a DTensor."""
     return hasattr(tensor, "full_tensor")
 

@@ -60,7 +60,7 @@ def adapt(model: Qwen3, rank: int, alpha: float, seed: int) -> Qwen3:
 
 
 def is_adapted(model: Qwen3) -> bool:
-    return isinstance(model.layers[0].mlp.down_proj, Adapted)
+    return any(isinstance(module, Adapted) for module in model.modules())
 
 
 def merged(model: Qwen3) -> Qwen3:
@@ -98,5 +98,5 @@ def _fingerprint(model: Qwen3) -> str:
     found = hashlib.sha256()
     for weight in model.parameters():
         if not weight.requires_grad:
-            found.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+            found.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return found.hexdigest()

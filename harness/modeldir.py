@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+Place = str | os.PathLike[str]  # a file or a directory
 WEIGHTS = "model.safetensors"
 CHECKSUMS = "checksums.json"  # file -> SHA-256, of every other file of the directory
 # What a directory holds of a run, or of its weights, and what is therefore not copied from one to the next.

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
-from typing import Annotated, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from data import Chat
 from harness.escape import in_line
@@ -231,7 +231,7 @@ def parse(cls, description: str, argv: list[str] | None = None, inherited: Calla
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     for field in fields(cls):
         flag, kind = "--" + field.name.replace("_", "-"), kinds[field.name]
-        extra = {"help": f"{comments[field.name]} (default: {field.default!r})".replace("%", "%%")}
+        extra: dict[str, Any] = {"help": f"{comments[field.name]} (default: {field.default!r})".replace("%", "%%")}
         if kind is bool:
             extra["action"] = argparse.BooleanOptionalAction
         elif get_origin(kind) is Literal:

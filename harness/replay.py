@@ -93,7 +93,7 @@ def read_bad_step(path: Path) -> tuple[int, list[Rollout], list[float]]:
             rollout = Rollout(task, tuple(row["prompt_ids"]), tuple(row["ids"]), sampled, logps, calls, row["stop"])
             ids = (*rollout.prompt_ids, *rollout.ids)
             whole = len(rollout.ids) == len(sampled) == len(logps) and any(sampled) and rollout.prompt_ids
-            require(whole and all(type(i) is int for i in ids), "ids, sampled and logps do not fit each other")
+            require(bool(whole) and all(type(i) is int for i in ids), "ids, sampled and logps do not fit each other")
             advantage = math.nan if row["advantage"] is None else float(row["advantage"])
             steps.append(int(row["step"]))
         except (ValueError, KeyError, TypeError) as error:

@@ -6,6 +6,7 @@
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.options import require
@@ -71,7 +72,7 @@ def groups(rows: list[dict]) -> list[list[dict]]:
     return list(found.values())
 
 
-def parts(ids: list[int], sampled: list[int]) -> list[tuple[list[int], bool]]:
+def parts(ids: Sequence[int], sampled: Sequence[int]) -> list[tuple[Sequence[int], bool]]:
     """The stretches of ids that the policy drew, and of those that were inserted: (ids, whether drawn), in order."""
     edges = [0, *(i for i in range(1, len(ids)) if sampled[i] != sampled[i - 1]), len(ids)]
     return [(ids[a:b], bool(sampled[a])) for a, b in zip(edges, edges[1:], strict=False)] if ids else []

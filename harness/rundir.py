@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import model as model_file
-from data import load_tokenizer
+from data import Tokenizer, load_tokenizer
 from harness import distributed, lora, template
 from harness.escape import in_line
 from harness.guard import Diverged
@@ -45,9 +45,9 @@ class Run:
         to be resumed in anything that decides a result, but for MAY_CHANGE, or if all of its checkpoints are damaged.
         """
         self.path, self.config, self.is_writer = Path(directory), config, distributed.rank() == 0
-        self.state = {"step": 0, "best": None}  # steps done, and the summary of what best/ holds
+        self.state: dict = {"step": 0, "best": None}  # steps done, and the summary of what best/ holds
         self.is_resumed = False  # from a checkpoint
-        self._last_good = None
+        self._last_good: Path | None = None
         saved = self.path / "config.json"
         if not resume:
             if saved.exists():
@@ -85,7 +85,7 @@ class Run:
         """The one that the run was resumed from, or that it has saved since."""
         return self._last_good
 
-    def load_policy(self, base, device: str):
+    def load_policy(self, base, device: str) -> tuple[Qwen3, Tokenizer]:
         """(model, tokenizer) to be trained: of the checkpoint that the run goes on from, else of `base`, in fp32.
 
         With --lora-rank that is always `base`, in the dtype of the computation; `open` gives it its adapters back.
@@ -360,7 +360,7 @@ def policy_directory(path) -> Path:
     raise FileNotFoundError(f"{path}: no policy here (a model directory, or a run that has saved one)")
 
 
-def load_policy(path, device: str = "cpu", dtype: torch.dtype = torch.float32):
+def load_policy(path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[Qwen3, Tokenizer]:
     """(model, tokenizer) of a policy. ValueError if the two do not fit, or if there is no such device."""
     directory = policy_directory(path)
     if device.startswith("cuda") and not torch.cuda.is_available():

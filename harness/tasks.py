@@ -35,12 +35,12 @@ def training_tasks(options: TrainingOptions, tiers: list[str], seed: int):
         require(not options.evaluation_data, "--evaluation-data is for a file of tasks: tiny has test items of its own")
         codes = [code for tier in tiers for code in languages(tier, "trained")]
 
-        def draw(step: int, count: int) -> list[Task]:
+        def draw_world(step: int, count: int) -> list[Task]:
             shuffled = random.Random(f"languages {seed} {step}").sample(codes, len(codes))
             tasks = world.tasks("train", shuffled, count, f"{seed} {step}")
             return tasks if options.data == "tiny" else with_prices(tasks, f"{seed} {step}")
 
-        return draw
+        return draw_world
 
     tasks = [task for task in _file(options, "train") if task.split == "trained"]
     pool = [task for task in tasks if task.tier in tiers]

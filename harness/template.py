@@ -85,9 +85,10 @@ def remark(directory, tokenizer: Tokenizer, chat: Chat) -> str:
     if template is None:
         return ""
     call = {"type": "function", "function": {"name": "translate", "arguments": {}}}
-    messages = [{"role": "system", "content": chat.system}] if chat.system else []
+    messages: list[dict] = [{"role": "system", "content": chat.system}] if chat.system else []
     messages += [{"role": "user", "content": user_message(PROBE)}]
-    more = [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "How many?"}]
+    more: list[dict] = [{"role": "assistant", "content": "", "tool_calls": [call]}]
+    more.append({"role": "tool", "content": "How many?"})
     prompt = encode_prompt(PROBE, tokenizer, chat)
     turn = encode_call(tokenizer) + encode_tool_turn(["How many?"], tokenizer, chat.think)
     asked, told = tokenizer.decode(prompt), tokenizer.decode(turn)

@@ -222,6 +222,15 @@ def test_public_signatures_begin_as_promised(function, promised):
     assert str(kept) == f"({promised})"
 
 
+@pytest.mark.parametrize("function", [function for function, _ in PUBLIC], ids=lambda function: function.__qualname__)
+def test_public_names_say_what_they_take_and_return(function):
+    """Catches a type that a fork has to guess. That all of them are right is for mypy (pyproject.toml) to say."""
+    signature = inspect.signature(function)
+    parameters = [parameter for name, parameter in signature.parameters.items() if name != "self"]
+    assert signature.return_annotation is not inspect.Signature.empty
+    assert all(parameter.annotation is not inspect.Parameter.empty for parameter in parameters)
+
+
 def test_no_parameter_of_the_algorithm_shadows_a_function():
     """Catches `charge(cost, gate, ...)`: a reader would not know which of the two `gate` is meant."""
     functions = [
