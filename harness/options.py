@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import inspect
 import math
+import os
 import re
 import shlex
 import sys
@@ -268,6 +269,10 @@ def clear_errors():
     """Around a command's set-up: what is wrong with the user's input ends it with one line and exit code 2."""
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads the output, head or a pager, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        sys.exit(0)
     except (ValueError, OSError) as error:
         print(in_line(f"{sys.argv[0]}: error: {error}"), file=sys.stderr)  # it may quote a file from a stranger
         sys.exit(2)

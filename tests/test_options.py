@@ -4,6 +4,8 @@ import dataclasses
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -355,6 +357,18 @@ def test_a_run_may_be_older_than_an_option(tmp_path):
     Run(tmp_path, config, True)
     with pytest.raises(ValueError, match="lora_rank was 0, is 4"):
         Run(tmp_path, dataclasses.replace(config, lora_rank=4), True)
+
+
+def test_output_into_a_pipe_that_was_closed_is_no_error():
+    """Catches `--explain | head` that ends in a message about a broken pipe."""
+    code = "from harness.options import clear_errors\nwith clear_errors():\n    print('line\\n' * 100_000)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "line\n"
+    process.stdout.close()
+    assert (process.wait(), process.stderr.read()) == (0, "")
+    process.stderr.close()
 
 
 @pytest.mark.parametrize(
