@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from data import CALL, END_THINK, THINK, Tokenizer
-from harness.answers import LONGEST, chosen, equal, equal_in_mathematics
+from harness.answers import LONGEST, chosen, equal, equal_in_mathematics, meant
 from sampler import Rollout
 
 FORMATS = ("plain", "boxed", "math")  # the whole final turn; what is in its last \boxed{}; that, read as mathematics
@@ -45,7 +45,7 @@ def score(rollout: Rollout, tokenizer: Tokenizer, answer_format: str = "plain") 
     task = rollout.task
     found = extract(final_turn(rollout, tokenizer), answer_format) if rollout.stop == "end" else None
     correct = int(found is not None and verify(found, task.answer, task.choices))
-    if answer_format == "math" and found is not None and not correct:
+    if answer_format == "math" and found is not None and not correct and not task.choices:
         correct = int(equal_in_mathematics(found, task.answer))
     return Score(
         correct=correct,
@@ -88,8 +88,8 @@ def extract(text: str, answer_format: str = "plain") -> str | None:
 def verify(answer: str, gold: str, choices: tuple[str, ...] = ()) -> bool:
     """Whether two answers are the same. Where the gold names one of the choices, so must the answer."""
     answer, gold, options = normalise(answer), normalise(gold), [normalise(choice) for choice in choices]
-    place = chosen(gold, options)
-    return equal(answer, gold) if place is None else chosen(answer, options) == place
+    place, in_english = meant(gold, options)
+    return equal(answer, gold) if place is None else place in (chosen(answer, options), chosen(answer, in_english))
 
 
 def normalise(text: str) -> str:

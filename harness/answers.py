@@ -10,6 +10,7 @@ stays text: 1e3, 1.234.567, 2+3, "3 apples".
 """
 
 import re
+import string
 from fractions import Fraction
 
 LONGEST = 1000  # characters; what is longer is compared as text, so that nothing takes long
@@ -56,21 +57,31 @@ LABELLED = re.compile(r"\(?([a-z]|\d\d?)(?:[.):] (.+)|[.):]?)")
 def chosen(text: str, choices: list[str]) -> int | None:
     """Which choice a text names: by its words, by its label (A or 1 is the first), or by both. None: it names none.
 
-    A label that could be the words of a choice is no label: of 2, 4 and 6, "3" is none.
+    A label that could be the words of a choice is no label: of 2, 4 and 6, "3" is none. Labels that all choices show go
+    before their order.
 
     >>> [chosen(text, ["a) red", "b) blue"]) for text in ("blue", "b", "2", "b) blue", "b) red", "c")]
     [1, 1, 1, 1, None, None]
+    >>> [chosen(text, ["b) blue", "a) red"]) for text in ("a", "b) blue", "1")]
+    [1, 0, 0]
     """
+    shown = [LABELLED.fullmatch(choice) for choice in choices]
+    places = {found[1]: i for i, found in enumerate(shown) if found and found[2]}
+    if len(places) < len(choices):
+        places = {}
+
+    def place_of(label: str) -> int:
+        return places.get(label, ord(label) - ord("a") if label.isalpha() else int(label) - 1)
+
     words = []  # of the choices, without their own labels
-    for i, choice in enumerate(choices):
-        found = LABELLED.fullmatch(choice)
-        words.append(found[2] if found and found[2] and _place(found[1]) == i else choice)
+    for i, (choice, found) in enumerate(zip(choices, shown, strict=True)):
+        words.append(found[2] if found and found[2] and place_of(found[1]) == i else choice)
     named = [i for i, choice in enumerate(choices) if text in (choice, words[i])][:1]
     named = named or [i for i, each in enumerate(words) if equal(text, each)]
     if named:
         return named[0] if len(named) == 1 else None
     found = LABELLED.fullmatch(text)
-    if not found or not 0 <= (place := _place(found[1])) < len(choices):
+    if not found or not 0 <= (place := place_of(found[1])) < len(choices):
         return None
     if found[2]:  # label and words
         return place if equal(found[2], words[place]) else None
@@ -78,8 +89,30 @@ def chosen(text: str, choices: list[str]) -> int | None:
     return None if any(taken) else place
 
 
-def _place(label: str) -> int:
-    return ord(label) - ord("a") if label.isalpha() else int(label) - 1
+def meant(gold: str, choices: list[str]) -> tuple[int | None, list[str]]:
+    """Which choice a gold names, and the choices with its words for that one: the gold of a translated task is a label
+    and English words, its choices are in another language.
+
+    >>> meant("b) blue", ["rojo", "azul"]), meant("a) blue", ["red", "blue"])
+    ((1, ['rojo', 'blue']), (None, ['red', 'blue']))
+    """
+    place, found = chosen(gold, choices), LABELLED.fullmatch(gold)
+    if place is None and found and found[2] and chosen(found[2], choices) is None:
+        place = chosen(found[1], choices)
+        choices = [found[2] if i == place else choice for i, choice in enumerate(choices)]
+    return place, choices
+
+
+def labelled(place: int, choices: tuple[str, ...]) -> str:
+    """A choice with its label, which it may show already.
+
+    >>> labelled(1, ("red", "blue")), labelled(1, ("1. red", "2. blue"))
+    ('B) blue', '2. blue')
+    """
+    shown = [LABELLED.fullmatch(choice.casefold()) for choice in choices]
+    if all(found and found[2] for found in shown):
+        return choices[place]
+    return f"{string.ascii_uppercase[place]}) {choices[place]}" if place < 26 else f"{place + 1}) {choices[place]}"
 
 
 SECONDS = 2  # for math-verify to read a side, and to compare

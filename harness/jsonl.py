@@ -204,8 +204,8 @@ def _answer(value: str | int | float) -> tuple[str, bool]:
     """The answer as text, and whether a worked solution stood before it, as in GSM8K."""
     if isinstance(value, str):
         return final_answer(value), "####" in value
-    # written out: 0.00001, where str has 1e-05
-    return format(Decimal(str(value)), "f") if isinstance(value, float) else str(value), False
+    # written out: 0.00001, where str has 1e-05, and 0.0 for -0.0
+    return format(Decimal(str(value + 0.0)), "f") if isinstance(value, float) else str(value), False
 
 
 def _cost_weight(value, name: str, place: str) -> float | None:

@@ -1,6 +1,7 @@
 """When two answers are the same: cases by hand, and pairs of values in many languages' ways of writing them.
 
-`TRANSLATE_R1_PAIRS=100000 python -m pytest tests/test_answers.py -k pairs` draws more pairs; 100,000 take a minute.
+`TRANSLATE_R1_PAIRS=100000 python -m pytest tests/test_answers.py -k "pair or ways"` draws more pairs: 100,000 take some
+minutes.
 """
 
 import doctest

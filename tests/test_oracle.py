@@ -6,10 +6,12 @@ translated by the pipeline. The oracle sees its prompt and the tool's result, an
 
 import json
 import re
+from importlib.util import find_spec
 
 import pytest
 import torch
 from conftest import randomise
+from helpers import hand_made
 from test_sampler import GOOD, Puppet
 
 import data
@@ -74,6 +76,32 @@ def translated(directory, english: list[dict]) -> list[Task]:
     return data.load_tasks(output)
 
 
+def xcopa(gold, labelled: bool = False) -> list[dict]:
+    """English rows like XCOPA's; `gold` makes the answer of the label and the words of the right choice."""
+    return [
+        {
+            "question": f"{premise} What is the {asks}?",
+            "choices": [f"{label}) {words}" if labelled else words for label, words in zip("AB", choices, strict=True)],
+            "answer": gold("AB"[right], choices[right]),
+        }
+        for premise, asks, choices, right in ITEMS
+    ]
+
+
+def belebele(gold) -> list[dict]:
+    """English rows like Belebele's: a passage, and four choices that show their labels."""
+    rows = []
+    for premise, asks, choices, right in ITEMS:
+        words = ["Nobody knows.", "It rained.", *choices]
+        label = "ABCD"[2 + right]
+        passage = f"{premise} Nobody had thought of that before.\nWhat was the {asks} of this?"
+        shown = [f"({name}) {text}" for name, text in zip("ABCD", words, strict=True)]
+        rows.append({"question": passage, "choices": shown, "answer": gold(label, choices[right])})
+    return rows
+
+
+GOLDS = {"a label": lambda label, words: label, "the text": lambda label, words: words}
+GOLDS["both"] = lambda label, words: f"({label}) {words}"
 SOURCES = {
     "XCOPA as published": published,
     "English XCOPA, translated": lambda directory: translated(
@@ -83,30 +111,18 @@ SOURCES = {
             for premise, asks, choices, right in ITEMS
         ],
     ),
-    "choices and the text of one": lambda directory: translated(
-        directory,
-        [
-            {"question": f"{premise} What is the {asks}?", "choices": choices, "answer": choices[right]}
-            for premise, asks, choices, right in ITEMS
-        ],
-    ),
-    "labelled choices and the text of one": lambda directory: translated(
-        directory,
-        [
-            {
-                "question": f"{premise} What is the {asks}?",
-                "choices": [f"{label}) {choice}" for label, choice in zip("AB", choices, strict=True)],
-                "answer": choices[right],
-            }
-            for premise, asks, choices, right in ITEMS
-        ],
-    ),
+    "choices and a label": lambda directory: translated(directory, xcopa(GOLDS["a label"])),
+    "choices and the text of one": lambda directory: translated(directory, xcopa(GOLDS["the text"])),
+    "labelled choices and a label": lambda directory: translated(directory, xcopa(GOLDS["a label"], True)),
+    "labelled choices and the text of one": lambda directory: translated(directory, xcopa(GOLDS["the text"], True)),
+    "like Belebele, a label": lambda directory: translated(directory, belebele(GOLDS["a label"])),
+    "like Belebele, the text": lambda directory: translated(directory, belebele(GOLDS["the text"])),
 }
 
 
 def obedient(prompt: str, message: str) -> str:
     """The oracle's last turn: it has read the prompt, and the whole message in English."""
-    choices = re.findall(r"^(?:(\w)[.)] )?(.+)$", message, flags=re.MULTILINE)
+    choices = re.findall(r"^(?:\(?(\w)[.)] )?(.+)$", message, flags=re.MULTILINE)
     ((label, words),) = [(label, words) for label, words in choices if words in RIGHT]
     answer = label if BY_NUMBER in message else words
     return f"I think so: \\boxed{{{answer}}}" if "\\boxed{}" in prompt else answer
@@ -138,6 +154,32 @@ def test_who_always_translates_and_obeys_is_always_right(source, preset, answer_
     assert [(s.reward, s.used_tool, s.format_ok) for s in scores] == [(1.0, True, True)] * len(ITEMS)
 
 
+DRESSED = ["{label}", "({label})", "{label})", "{label}.", "{words}", "{label}) {words}", "({label}) {words}"]
+
+
+@pytest.mark.parametrize("gold", GOLDS)
+@pytest.mark.parametrize("rows", [xcopa, lambda gold: xcopa(gold, True), belebele], ids=["bare", "labelled", "four"])
+def test_a_label_the_english_text_or_both_are_right_of_a_translated_choice(rows, gold, tokenizer, tmp_path):
+    """Catches a gold without a label, of which "B" is wrong, and one without words, of which the English text is: a
+    policy cannot know which of the two a file has. The other choices must be wrong in every dress."""
+    english = rows(GOLDS[gold])
+    for row, task in zip(english, translated(tmp_path, english), strict=True):
+        names = "ABCD"[: len(row["choices"])]
+        texts = [re.sub(r"^\(?[A-D]\) ", "", choice) for choice in row["choices"]]
+        (is_right,) = [i for i, text in enumerate(texts) if text in RIGHT]
+        for preset, form in FORMS:
+            if form == "math" and not find_spec("math_verify"):
+                continue
+            for dress in DRESSED:
+                said = [dress.format(label=n, words=t) for n, t in zip(names, texts, strict=True)]
+                said = [f"\\boxed{{{text}}}" if form != "plain" else text for text in said]
+                found = [score(hand_made(tokenizer, task, text), tokenizer, form).correct for text in said]
+                assert found == [int(i == is_right) for i in range(len(names))], (preset, form, said, task.answer)
+            wrong = f"{names[is_right - 1]}) {texts[is_right]}"
+            wrong = f"\\boxed{{{wrong}}}" if form != "plain" else wrong
+            assert score(hand_made(tokenizer, task, wrong), tokenizer, form).correct == 0
+
+
 def test_every_form_of_answers_has_its_oracle():
     """Catches a new form that no preset and no test above asks for."""
     assert {answer_format for _, answer_format in FORMS} == set(FORMATS)
@@ -152,7 +194,7 @@ def test_who_answers_the_other_choice_is_wrong(config, tokenizer, tmp_path):
             message = in_english(data.user_message(task))
             last = obedient("", message)
             other = {"1": "2", "2": "1"}.get(last) or next(
-                c for _, _, choices, _ in ITEMS for c in choices if c in message and c != last
+                c for _, _, choices, _ in ITEMS for c in choices if c in message and c not in RIGHT
             )
             puppet.script(task, GOOD, [other, IM_END], chat=options.chat_format)
         found = rollout(puppet, tokenizer, tasks, 1, Mirror(), torch.Generator(), options.sampling())

@@ -296,6 +296,7 @@ def test_gsm8k_is_read_as_it_is(tmp_path):
         (1e-05, "0.00001"),
         (1e22, "10000000000000000000000"),
         (-0.5, "-0.5"),
+        (-0.0, "0.0"),
         (7, "7"),
     ],
 )
@@ -313,6 +314,32 @@ def test_line_breaks_of_windows_are_line_breaks_and_any_id_is_kept(tmp_path):
     file.write_text(json.dumps(row) + "\n")
     (found,) = pipeline.english_tasks(str(file), {}, 10)
     assert (found.id, found.question, found.choices) == ("0", "How many?\nA lot.", ("a\nb", "c"))
+
+
+@pytest.mark.parametrize(
+    "choices, answer, gold",
+    [
+        (("red", "blue"), "B", "B) blue"),
+        (("red", "blue"), "blue", "B) blue"),
+        (("1. red", "2. blue"), "B", "2. blue"),
+        (("(a) red", "(b) blue"), "(b)", "(b) blue"),
+        (("red", "blue"), "green", "green"),
+        (("red", "red"), "red", "A) red"),
+        (tuple(f"word{i}" for i in range(30)), "word29", "30) word29"),
+        ((), "B", "B"),
+    ],
+)
+def test_the_gold_of_a_translated_choice_has_its_label_and_its_english_words(choices, answer, gold):
+    """Catches a gold that only half of the right answers are equal to, once the choices are in another language."""
+    assert pipeline.gold(task("Which?", choices, answer)) == gold
+
+
+def test_a_choice_that_reads_as_another_one_in_english_is_rejected():
+    """Catches the German "Gift", poison, among whose choices the English answer "gift" is another one."""
+    trip = RoundTrip("de", ("Which?", "poison", "gift"), ("Was?", "Gift", "Geschenk"), ("Which?", "poison", "gift"))
+    assert verify(trip).failures["choices"] == "choice 1 is in English another one: 'Gift'"
+    same = RoundTrip("de", ("Which?", "hotel", "gift"), ("Was?", "Hotel", "Geschenk"), ("Which?", "hotel", "gift"))
+    assert "choices" not in verify(same).failures
 
 
 def test_a_number_of_5000_digits_costs_no_other_task(tmp_path):
@@ -945,7 +972,7 @@ def test_an_answer_that_is_a_choice_stays_english():
     outcome = pipeline.outcome(line, 60, False)
     source = task("how many eats the?", ["red", "blue"], answer="blue")
     row = pipeline.kept_row(source, outcome, {"engine": "test", "version": "1"}, {"there": ["m"], "back": ["n"]})
-    assert (row["answer"], row["choices"]) == ("blue", ("rojo", "azul"))
+    assert (row["answer"], row["choices"]) == ("B) blue", ("rojo", "azul"))
 
 
 def test_a_solver_rejects_what_it_answers_in_another_way(base_dir, monkeypatch):

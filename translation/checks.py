@@ -185,6 +185,10 @@ def check_choices(trip: RoundTrip) -> str:
         choices = [bare(text) for text in texts[1:]]
         if len(set(choices)) < len(choices):
             return f"two choices are one: {max(choices, key=choices.count)!r}"
+    english = [bare(text) for text in trip.source[1:]]
+    for i, text in enumerate(trip.translation[1:], start=1):  # whoever answers "gift" does not mean the German poison
+        if bare(text) in english and english.index(bare(text)) != i - 1:
+            return f"choice {i} is in English another one: {text!r}"
     for i, back in enumerate(trip.back[1:] if trip.back else (), start=1):
         own = likeness(back, trip.source[i])
         if own < 100 and any(likeness(back, other) > own for other in trip.source[1:]):

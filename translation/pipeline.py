@@ -11,8 +11,8 @@ answered, and FILE.journal.jsonl with finished round trips. A run that was kille
 changes only the checks translates nothing again. What the engine failed to translate is in no journal: run again to try
 again.
 
-The answer stays as it is. Where it is the text of a choice, that is the English text, since answers are English by
-construction and prompts ask for English: whoever translates and answers in English is right.
+The answer stays as it is. Where it names a choice, it becomes the label and the English text, "B) blue": answers are
+English by construction and prompts ask for English, so whoever translates and answers with either is right.
 
 Left out: translation into several variants, repair of what was rejected, detection of evaluation data.
 """
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from data import Task
+from harness.answers import chosen, labelled
 from harness.escape import in_line
 from harness.jsonl import LANGUAGES, task_rows
 from harness.options import Options, clear_errors, parse, require
@@ -196,6 +197,14 @@ def solve(outcomes: list[Outcome], options: "TranslateOptions") -> list[Outcome]
     return [solved.get((o.id, o.language), o) for o in outcomes]
 
 
+def gold(task: Task) -> str:
+    """The answer of a task in all its languages: of one of its choices, the label and the English words."""
+    from reward import normalise
+
+    place = chosen(normalise(task.answer), [normalise(choice) for choice in task.choices])
+    return task.answer if place is None else labelled(place, task.choices)
+
+
 def kept_row(task: Task, outcome: Outcome, head: dict, route: dict) -> dict:
     """A task as `data.load_tasks` reads it, with where it comes from."""
     question, *choices = outcome.trip.translation
@@ -208,7 +217,7 @@ def kept_row(task: Task, outcome: Outcome, head: dict, route: dict) -> dict:
         task.domain,
         question,
         tuple(choices),
-        task.answer,
+        gold(task),
         task.question,
     )
     row = {name: value for name, value in asdict(translated).items() if value is not None}
