@@ -188,24 +188,27 @@ def cost_weight(task: Task, config: Config) -> float:
 # --- the update ---------------------------------------------------------------------------------------------------
 
 
-def update(model: Qwen3, optimizer, rollouts: list[Rollout], advantages: Tensor, config: Config, vocab: int) -> dict:
+def update(model: Qwen3, optimizer, rollouts: list[Rollout], advantages, config: Config, vocab, so_far=None) -> dict:
     """The optimizer steps on one batch of rollouts; returns means of what there is to log.
 
     Old log-probs come from the same forward over the same micro-batches that will be trained, never from the sampler:
     in the first minibatch they are the detached new ones, for the others they are computed before the first optimizer
-    step. So every ratio is exactly 1 before the policy moves.
+    step. So every ratio is exactly 1 before the policy moves. An update that ran out of memory goes on with `so_far`.
     """
 
     def logps_of(batch: list[int]):
         return policy_logps(model, [rollouts[i] for i in batch], config.temperature, vocab)  # [6]
 
-    minibatches, log = split(rollouts, advantages, config), UpdateLog(rollouts)
-    with torch.no_grad():
-        old = [[logps_of(batch)[0] for batch, _ in batches] for batches in minibatches[1:]]
-    for number, batches in enumerate(minibatches):
+    minibatches, so_far = split(rollouts, advantages, config), so_far or guard.Progress()
+    log = so_far.log = so_far.log or UpdateLog(rollouts)
+    if not so_far.old:
+        with torch.no_grad():
+            old = [(batch, logps_of(batch)[0]) for batches in minibatches[1:] for batch, _ in batches]
+        so_far.old = {i: row for batch, rows in old for i, row in zip(batch, rows, strict=True)}
+    for number, batches in so_far.left(minibatches):
         for i, (batch, share) in enumerate(batches):
             logps, entropies, sampled = logps_of(batch)  # [B, T] each
-            old_logps = old[number - 1][i] if number else logps.detach()
+            old_logps = so_far.old_logps(batch, logps.shape[1]) if number else logps.detach()
             A, clips = advantages[batch].to(logps.device), (config.clip_low, config.clip_high)
             loss, metrics = gspo.gspo_loss(logps, old_logps, sampled, A, *clips, config.ratio)  # [7]
             distributed.sum_gradients(model, now=i + 1 == len(batches))
@@ -364,7 +367,7 @@ def main(argv: list[str] | None = None) -> None:
                 train(config, device)
     except guard.ToolOutage as reason:
         sys.exit(f"stopped in an evaluation: {reason}; --resume goes on from the last checkpoint")
-    except BudgetSpent as reason:
+    except (guard.TornUpdate, BudgetSpent) as reason:
         sys.exit(f"stopped: {reason}; --resume goes on from the last checkpoint")
 
 

@@ -169,6 +169,17 @@ def sum_gradients(model: Qwen3, now: bool) -> None:
         model.set_requires_gradient_sync(now)
 
 
+def drop_gradients(model: Qwen3) -> None:
+    """Forget the gradients of a forward or backward that was broken off, those not yet summed included."""
+    if is_sharded(model):
+        model.reset_iter_state()  # all but what has added up
+        for module in (*model.layers, model):
+            for group in module._get_fsdp_state()._fsdp_param_groups:
+                for parameter in group.fsdp_params:
+                    parameter.unsharded_accumulated_grad = None
+    model.zero_grad(set_to_none=True)
+
+
 def clip_gradients(model: Qwen3, max_norm: float) -> float:
     """Scale the gradients down to this norm, over all ranks; returns the norm before."""
     if world() > 1 and not is_sharded(model):  # adapters: each rank has the gradients of its own micro-batches

@@ -2,7 +2,7 @@
 a second process in its directory, an unsaved end.
 
     training tasks, --evaluation-data -> guard -> silence, a count, or an error
-    rollouts -> stop_at_outage -> ToolOutage;  an update -> within_memory -> the same in smaller parts, or OutOfMemory
+    rollouts -> stop_at_outage -> ToolOutage;  an update -> within_memory -> the same in smaller parts, or an error
     loss, gradient, weights -> stop_at_divergence -> Diverged;  a policy -> finite_states -> the same, while it samples
     run directory -> locked -> one process at a time
     Ctrl-C, SIGTERM, SIGHUP -> interrupts -> the step ends, and is saved;  outside the steps -> stoppable -> a line
@@ -21,10 +21,12 @@ import sys
 import time
 import unicodedata
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from data import Task
 from harness import distributed
@@ -126,32 +128,72 @@ HALVINGS = 3  # of the token budget, for one step
 
 
 class OutOfMemory(Outage):
-    """The update does not fit, however small its micro-batches."""
+    """The update does not fit, however small its micro-batches; the policy has not moved."""
+
+
+class TornUpdate(Exception):
+    """An update ended between its optimizer steps, or inside of one: its weights are no step's, and not to be saved."""
+
+
+@dataclass
+class Progress:
+    """How far an update has come: after a lack of memory the next attempt goes on from there."""
+
+    log: object = None  # its UpdateLog
+    old: dict = field(default_factory=dict)  # number of a rollout -> its log-probs [T] before the policy moved
+    done: int = 0  # minibatches
+
+    def left(self, minibatches: list) -> Iterator[tuple[int, list]]:
+        """(number, minibatch) of those that are not done; one is done when the next is asked for."""
+        for number in range(self.done, len(minibatches)):
+            yield number, minibatches[number]
+            self.done = number + 1
+
+    def old_logps(self, batch: list[int], T: int) -> Tensor:
+        """The old log-probs of these rollouts, however they were cut when those were computed: [B, T]."""
+        return torch.nn.utils.rnn.pad_sequence([self.old[i] for i in batch], batch_first=True)[:, :T]
 
 
 def within_memory(update, model: Qwen3, optimizer, rollouts: list[Rollout], advantages, config, vocab: int) -> dict:
     """`update` of train.py; where it runs out of memory, once more with half the tokens in a micro-batch.
 
-    Weights and moments are put back first, in case a minibatch had moved them: the step is the same one. How it is cut
-    changes only the order of sums, and how it went is printed. Raises OutOfMemory after `HALVINGS`, all put back.
+    Nothing is copied for that. Memory runs out in a forward or a backward, before the optimizer steps: gradients are
+    let go and the minibatch is taken again; those before it stay taken. How it is cut changes only the order of sums.
+    How it went is printed. After `HALVINGS` it raises OutOfMemory if the policy has not moved, else TornUpdate, and
+    that at once where memory runs out inside the optimizer.
 
     Several ranks wait for each other in the middle of an update, so that one cannot begin it again: a rank that runs
     out of memory ends the run, as any lost rank does.
     """
-    tokens, undo = config.micro_tokens, _Undo(optimizer)
-    for _ in range(1 + HALVINGS):
-        try:
-            with undo:
-                return update(model, optimizer, rollouts, advantages, replace(config, micro_tokens=tokens), vocab)
-        except RuntimeError as error:
-            if distributed.world() > 1 or not _is_out_of_memory(error):
-                raise
-        undo.put_back()  # here the error is gone, and with it the tensors that its traceback held
-        if model.embed_tokens.weight.is_cuda:
-            torch.cuda.empty_cache()
-        print(f"out of memory with --micro-tokens {tokens}: the step is taken again with {max(1, tokens // 2)}")
-        failed, tokens = tokens, max(1, tokens // 2)
-    raise OutOfMemory(
+    tokens, so_far, steps = config.micro_tokens, Progress(), []
+    hooks = [
+        optimizer.register_step_pre_hook(lambda *_: steps.append("begun")),
+        optimizer.register_step_post_hook(lambda *_: steps.append("ended")),
+    ]
+    try:
+        for _ in range(1 + HALVINGS):
+            try:
+                smaller = replace(config, micro_tokens=tokens)
+                return update(model, optimizer, rollouts, advantages, smaller, vocab, so_far)
+            except RuntimeError as error:
+                if distributed.world() > 1 or not _is_out_of_memory(error):
+                    raise
+            if not so_far.done:
+                so_far = Progress()  # the policy has not moved: everything again
+            else:
+                so_far.log.begin_again()
+            if steps[-1:] == ["begun"]:
+                raise TornUpdate("the optimizer itself is out of memory; on more GPUs its moments are split")
+            distributed.drop_gradients(model)  # here the error is gone, and with it the tensors that its traceback held
+            if model.embed_tokens.weight.is_cuda:
+                torch.cuda.empty_cache()
+            again = "minibatch" if steps else "step"
+            print(f"out of memory with --micro-tokens {tokens}: the {again} is taken again with {max(1, tokens // 2)}")
+            failed, tokens = tokens, max(1, tokens // 2)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    raise (TornUpdate if steps else OutOfMemory)(
         f"the update is out of memory even with --micro-tokens {failed}; a smaller --micro-tokens needs less, and "
         "so does --checkpoint-activations"
     )
@@ -159,38 +201,6 @@ def within_memory(update, model: Qwen3, optimizer, rollouts: list[Rollout], adva
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)  # on a GPU; on a CPU
-
-
-class _Undo:
-    """While entered: what an optimizer is about to change is copied to the CPU before its first step."""
-
-    def __init__(self, optimizer):
-        self._optimizer, self._before = optimizer, []
-
-    def __enter__(self):
-        self._before, self._hook = [], self._optimizer.register_step_pre_hook(self._copy)
-
-    def __exit__(self, *error):
-        self._hook.remove()
-
-    def _copy(self, *call) -> None:
-        if not self._before and distributed.world() == 1:  # of several ranks none begins again
-            self._moved = set(self._optimizer.state)  # the parameters that have moments
-            tensors = [*self._parameters(), *(t for state in self._optimizer.state.values() for t in state.values())]
-            self._before = [(t, t.to("cpu", copy=True)) for t in map(distributed.local, tensors)]
-
-    def put_back(self) -> None:
-        """The weights and moments of before, and no gradients."""
-        self._optimizer.zero_grad(set_to_none=True)
-        for tensor, value in self._before:
-            tensor.copy_(value)
-        for parameter in self._parameters() if self._before else ():
-            if parameter not in self._moved:
-                self._optimizer.state.pop(parameter, None)
-        self._before = []
-
-    def _parameters(self) -> list:
-        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------

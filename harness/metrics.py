@@ -81,7 +81,12 @@ class UpdateLog:
     """What is recorded of an update while it runs. It takes values and changes none."""
 
     def __init__(self, rollouts: list[Rollout]):
-        self._rollouts, self._records, self._norms, self._losses = rollouts, [], [], []
+        self._rollouts, self._records, self._norms = rollouts, [], []
+        self._losses, self._open = [], []  # of the minibatch that has no step yet
+
+    def begin_again(self) -> None:
+        """The minibatch under way is to be taken again: what is recorded of it does not count."""
+        self._losses, self._open = [], []
 
     def micro_batch(self, batch: list[int], share: float, loss, metrics: dict, logps, entropies, sampled) -> None:
         """A micro-batch of these rollouts, `share` of its minibatch; one without weight leaves no record."""
@@ -95,14 +100,15 @@ class UpdateLog:
             theirs = [torch.tensor(self._rollouts[i].logps, device=logps.device) for i in batch]
             theirs = torch.nn.utils.rnn.pad_sequence(theirs, batch_first=True)  # [B, T]
             record["mismatch"] = (logps.detach() - theirs)[sampled].abs().cpu()
-        self._records.append(record)
+        self._open.append(record)
 
     def step(self, norm: float) -> None:
         """The norm of a minibatch's gradient before clipping; the optimizer steps next. Diverged if this or a loss is
         not finite on any rank."""
         stop_at_divergence({"loss": sum(self._losses), "gradient norm": norm})
-        self._losses = []
         self._norms.append(norm)
+        self._records += self._open
+        self._losses, self._open = [], []
 
     def metrics(self) -> dict:
         """Means over all ranks: ratios, clipping and entropy over sampled tokens, the loss over optimizer steps."""
