@@ -120,13 +120,13 @@ class Config(TrainingOptions):
 # --- one step -----------------------------------------------------------------------------------------------------
 
 
-def train_step(model, tokenizer, optimizer, tasks, translator, config: Config, step: int) -> tuple[dict, list[dict]]:
-    """One step: sample, score, shape, update. Returns the metrics, and rows for rollouts.jsonl.
+def train_step(model, tokenizer, optimizer, tasks, translator, config: Config, step, calls=None) -> tuple[dict, list]:
+    """One step: sample, score, shape, update. Returns the metrics, and rows for rollouts.jsonl (`calls`: earlier ones).
 
     Raises ToolOutage before the policy has moved, Diverged before it moves by numbers that are not finite.
     """
     rollouts, probes = sample(model, tokenizer, tasks, translator, config, step)  # [4]
-    guard.stop_at_outage(rollouts, config.max_tool_errors)
+    guard.stop_at_outage(rollouts, config.max_tool_errors, calls)
     scores = [score(r, tokenizer, config.answer_format) for r in rollouts]  # [5]
 
     def grouped(values) -> Tensor:
@@ -280,7 +280,7 @@ def train(config: Config, device: str) -> None:
         run.open(model, optimizer)
     print(introduction(config, draw_tasks(0, 1)[0], tokenizer, base))
 
-    first, total = run.state["step"], config.steps
+    first, total, calls = run.state["step"], config.steps, []
     watch = Watch(run, config, tokenizer)
     with guard.interrupts() as asked_to_stop, run.until_divergence():
         for step in range(first, total):
@@ -289,7 +289,7 @@ def train(config: Config, device: str) -> None:
                 group["lr"] = learning_rate(config, step)
             tasks = draw_tasks(step, config.prompts)
             try:
-                metrics, logged = train_step(model, tokenizer, optimizer, tasks, translator, config, step)
+                metrics, logged = train_step(model, tokenizer, optimizer, tasks, translator, config, step, calls)
             except guard.Outage as reason:
                 run.save_checkpoint(model, optimizer, base)
                 sys.exit(f"stopped before step {done}: {reason}; --resume goes on from there")

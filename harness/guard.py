@@ -108,17 +108,27 @@ class ToolOutage(Outage):
     """The engine failed in so many calls of a step that the policy would learn that the tool is useless."""
 
 
-def stop_at_outage(rollouts: list[Rollout], max_tool_errors: float) -> None:
-    """ToolOutage, with what the engine said most often, if it failed in more than this share of the calls that reached
-    it (--max-tool-errors).
+LAST_CALLS, HANDFUL = 20, 5  # calls that a share is one of, if a step has fewer; failures that are no accident
 
-    Calls count and not rollouts: a policy that calls in 7% of its rollouts would never come near a share of these.
+
+def stop_at_outage(rollouts: list[Rollout], max_tool_errors: float, earlier: list | None = None) -> None:
+    """ToolOutage, with what the engine said most often, if it failed in more than this share of the calls that reached
+    it (--max-tool-errors): of those in the rollouts or of the last 20, whichever are more.
+
+    At least five must have failed, or two that were all; with `--max-tool-errors 0` one is enough. `earlier` holds up
+    to 20 calls of the steps before, and keeps as many for the next. Calls count and not rollouts: a policy that calls
+    in 7% of its rollouts would never come near a share of these.
     """
+    earlier = [] if earlier is None else earlier
     asked = [call for r in rollouts for call in r.calls if call.error in (None, "engine")]
-    failures = Counter(call.result for call in asked if call.error == "engine")
-    if failures.total() > max_tool_errors * len(asked):
+    last = (earlier + asked)[-max(LAST_CALLS, len(asked)) :]
+    failures = Counter(call.result for call in last if call.error == "engine")
+    failed, every = failures.total(), max(1, len(last) / LAST_CALLS)
+    earlier[:] = [last[int(i * every)] for i in range(min(len(last), LAST_CALLS))]  # evenly spaced
+    enough = 1 if max_tool_errors == 0 else 2 if failed == len(last) else HANDFUL
+    if failed >= enough and failed > max_tool_errors * len(last):
         said = in_line(failures.most_common(1)[0][0].removeprefix("error: "))
-        count = f"{failures.total()} of {len(asked)} calls"
+        count = f"{failed} of {len(last)} calls"
         raise ToolOutage(f"the translator failed in {count} ({said}); --max-tool-errors is {max_tool_errors}")
 
 

@@ -50,6 +50,16 @@ def test_a_server_that_refuses_every_call_stops_the_run_at_once(options, tmp_pat
     assert "--resume" in stop.value.code
 
 
+def test_a_run_with_a_call_now_and_then_stops_at_its_second_failure(options, tmp_path):
+    """Catches a run that forgets the failures of the steps before, or that ends for the first call that failed."""
+    words = [*options, "--prompts", 1, "--minibatches", 1, "--group-size", 2, "--steps", 100, "--eval-every", 100]
+    with serving(lambda request: Reply({"error": "no"}, 403)) as server, pytest.raises(SystemExit) as stop:
+        call_main(train.main, *words, "--translator", f"libre+{server.url}", "--out", tmp_path / "run")
+    assert re.match(r"stopped before step \d+: the translator failed in ([2-8]) of \1 calls", stop.value.code)
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(row["tool_error_rate"] > 0 for row in logged) <= 1
+
+
 def test_a_language_that_a_server_turns_out_to_lack_ends_the_run_with_a_line(options, tmp_path):
     """Catches a traceback from the middle of a run, where the server has no list that could be asked before."""
     with serving(lambda request: Reply({"error": "low-01 is not supported"}, 400)) as server:

@@ -425,26 +425,71 @@ def test_the_reward_of_a_score_is_what_is_optimised(monkeypatch):
     assert {row["score"]["reward"] for row in rows} == {0.5}
 
 
-@pytest.mark.parametrize("failed, allowed", [(0, 0.0), (2, 0.5), (2, 0.75), (4, 1.0)])
-def test_an_engine_may_fail_in_the_share_that_is_allowed(tokenizer, failed, allowed):
+@pytest.mark.parametrize("failed, of, allowed", [(0, 4, 0.0), (6, 12, 0.5), (9, 12, 0.75), (12, 12, 1.0)])
+def test_an_engine_may_fail_in_the_share_that_is_allowed(tokenizer, failed, of, allowed):
     """Catches >= for >: --max-tool-errors 1 could not switch the guard off, and a sound step would stop at 0."""
-    stop_at_outage(rollouts_with(tokenizer, failed), allowed)
+    stop_at_outage(rollouts_with(tokenizer, failed, of), allowed)
 
 
-@pytest.mark.parametrize("failed, allowed", [(1, 0.0), (3, 0.5), (4, 0.75)])
-def test_more_failures_than_that_stop_the_run_and_say_why(tokenizer, failed, allowed):
+@pytest.mark.parametrize("failed, of, allowed", [(1, 4, 0.0), (5, 9, 0.5), (7, 12, 0.5), (10, 12, 0.75), (30, 50, 0.5)])
+def test_more_failures_than_that_stop_the_run_and_say_why(tokenizer, failed, of, allowed):
     """Catches an outage without its share and the engine's own words."""
     with pytest.raises(
-        ToolOutage, match=rf"failed in {failed} of 4 calls \(no route\); --max-tool-errors is {allowed}"
+        ToolOutage, match=rf"failed in {failed} of {of} calls \(no route\); --max-tool-errors is {allowed}"
     ):
-        stop_at_outage(rollouts_with(tokenizer, failed), allowed)
+        stop_at_outage(rollouts_with(tokenizer, failed, of), allowed)
 
 
-def rollouts_with(tokenizer, failed: int):
-    """A rollout of each of four tasks, with one call that reaches the engine; in the last ones the engine failed."""
+def test_an_evaluation_stops_where_its_calls_all_fail(tokenizer):
+    """Catches a best/ that is chosen by two answers without the tool, and one failure that ends an evaluation."""
+    with pytest.raises(ToolOutage, match="2 of 2"):
+        stop_at_outage(rollouts_with(tokenizer, 2, 2), 0.5)
+    stop_at_outage(rollouts_with(tokenizer, 1, 1), 0.5)
+    stop_at_outage(rollouts_with(tokenizer, 3, 4), 0.5)
+
+
+def stops_in(tokenizer, steps, allowed=0.5) -> int | None:
+    """The step, from 1 on, that stops a run of steps with so many (failed calls, calls)."""
+    earlier = []
+    for number, (failed, of) in enumerate(steps, start=1):
+        try:
+            stop_at_outage(rollouts_with(tokenizer, failed, of), allowed, earlier)
+        except ToolOutage:
+            return number
+    return None
+
+
+def test_a_run_whose_calls_all_fail_stops_within_two_steps_however_few_they_are(tokenizer):
+    """Catches a handful that a policy which calls once per step takes five steps to fail in."""
+    assert [stops_in(tokenizer, [(n, n)] * 3) for n in (1, 2, 4, 5, 100)] == [2, 1, 1, 1, 1]
+    assert stops_in(tokenizer, [(1, 1), (0, 0), (0, 0), (1, 1)]) == 4  # steps without a call say nothing
+
+
+def test_a_single_failure_stops_no_run(tokenizer):
+    """Catches a step with one call, which failed, that ends a run of hours; and two such steps among sound ones."""
+    assert stops_in(tokenizer, [(1, 1), (0, 1), (1, 1), (0, 2), (1, 2), (1, 1), (0, 1)]) is None
+    assert stops_in(tokenizer, [(0, 1)] * 30 + [(1, 1)] * 10) is None
+    assert stops_in(tokenizer, [(1, 1)], allowed=0.0) == 1  # but where none may fail
+
+
+def test_an_engine_that_dies_late_is_found_by_the_last_calls(tokenizer):
+    """Catches a share over all calls of the run, which a thousand good ones keep low, or over one step only."""
+    assert stops_in(tokenizer, [(0, 1)] * 1000 + [(1, 1)] * 20) == 1011
+    assert stops_in(tokenizer, [(0, 40)] * 100 + [(40, 40)]) == 101
+    assert stops_in(tokenizer, [(0, 4)] * 100 + [(3, 4)] * 10) == 104
+
+
+def test_a_language_that_fails_in_a_large_step_does_not_count_again_in_a_small_one(tokenizer):
+    """Catches a window whose calls are the last of a step, all of one language, and not a sample of them."""
+    assert stops_in(tokenizer, [(30, 100), (0, 1), (1, 2), (2, 2)]) is None
+    assert stops_in(tokenizer, [(0, 40), (2, 2), (25, 100), (2, 2)]) is None
+
+
+def rollouts_with(tokenizer, failed: int, of: int = 4):
+    """So many rollouts, each with one call that reaches the engine; in the last ones the engine failed."""
     answered, error = Call("a", "b", 1.0, None, 0.0), Call("a", "error: no route", 0.0, "engine", 0.0)
-    made = [hand_made(tokenizer, task, "3") for task in TASKS]
-    return [replace(r, calls=(error if i >= 4 - failed else answered,)) for i, r in enumerate(made)]
+    made = hand_made(tokenizer, TASKS[0], "3")
+    return [replace(made, calls=(error if i >= of - failed else answered,)) for i in range(of)]
 
 
 def test_the_share_of_failures_is_one_of_the_calls_and_not_of_the_rollouts(tokenizer):
@@ -460,7 +505,7 @@ def test_what_a_server_says_moves_no_cursor(tokenizer):
     """Catches escape codes of an engine of somebody's own that reach the terminal with the reason."""
     failed = Call("a", "error: \x1b[2J\nall is well\x9b", 0.0, "engine", 0.0)
     with pytest.raises(ToolOutage, match=r"\(\\x1b\[2J\\nall is well\\x9b\)"):
-        stop_at_outage([replace(r, calls=(failed,)) for r in rollouts_with(tokenizer, 4)], 0.5)
+        stop_at_outage([replace(r, calls=(failed,)) for r in rollouts_with(tokenizer, 5, 5)], 0.5)
 
 
 def test_generators_of_steps_purposes_and_seeds_differ():
