@@ -102,12 +102,11 @@ class Run:
                 lora.restore(model, self.last_checkpoint())
             self._restore_optimizer(model, optimizer)
         distributed.barrier()  # all ranks have seen what was there
-        if not self.is_writer:
-            return
         with self._writing("config.json and the logs were"):
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_json(self.path / "config.json", asdict(self.config))
-            self._cut_logs()
+            if self.is_writer:
+                self.path.mkdir(parents=True, exist_ok=True)
+                write_json(self.path / "config.json", asdict(self.config))
+                self._cut_logs()
 
     def _cut_logs(self) -> None:
         for old in self.path.glob(".*.old"):  # killed between two renames: what was there is still the best there is
@@ -124,19 +123,24 @@ class Run:
 
     @contextlib.contextmanager
     def _writing(self, what: str):
-        """Around what is written: a full, lost or read-only disk ends the run with a line. What is half-written has no
-        final name, or is a half line, and counts for nothing on resuming."""
+        """Around what is written: a full, lost or read-only disk ends the run with a line, on all ranks, which must all
+        come here. What is half-written has no final name, or is a half line, and counts for nothing on resuming."""
+        reason = ""
         try:
             yield
         except (OSError, SafetensorError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else in_line(str(error))
-            if self._last_good:
-                advice = f"last good checkpoint: {self._last_good}; with room on the disk, --resume goes on from there"
-            elif (self.path / "config.json").exists():
-                advice = "there is no checkpoint yet; with room on the disk, --resume begins again"
-            else:
-                advice = "nothing was begun"
-            sys.exit(f"stopped after step {self.state['step']}: {self.path}: {what} not written ({reason}); {advice}")
+        if not distributed.any_rank(reason):
+            return
+        if not self.is_writer:
+            sys.exit(1)
+        if self._last_good:
+            advice = f"last good checkpoint: {self._last_good}; with room on the disk, --resume goes on from there"
+        elif (self.path / "config.json").exists():
+            advice = "there is no checkpoint yet; with room on the disk, --resume begins again"
+        else:
+            advice = "nothing was begun"
+        sys.exit(f"stopped after step {self.state['step']}: {self.path}: {what} not written ({reason}); {advice}")
 
     def log(self, name: str, row: dict) -> None:
         """Append one line to a log and hand it to the system: a line outlives this process, and a power cut from the
@@ -174,8 +178,6 @@ class Run:
         )
         _require_finite(policy, moments)
         place = self.path / f"step-{self.state['step']:06d}"
-        if not self.is_writer:
-            return
 
         def write(directory: Path) -> None:
             model_file.save(policy, directory, like=source)
@@ -187,15 +189,20 @@ class Run:
             write_json(directory / "state.json", self.state)
 
         with self._writing(f"{place.name} was"):
-            for name in LOGS:
-                if (self.path / name).exists():
-                    sync(self.path / name)
-            write_directory(place, write)
-            self._last_good = place
-            found = sorted(self.path.glob("step-*[0-9]"))
-            kept = [path for path in found if path.name <= place.name][-2:]  # later ones were damaged, and passed over
-            for old in set(found) - set(kept):
-                shutil.rmtree(old)
+            if self.is_writer:
+                for name in LOGS:
+                    if (self.path / name).exists():
+                        sync(self.path / name)
+                write_directory(place, write)
+                self._last_good = place
+                self._delete_checkpoints_but(place)
+
+    def _delete_checkpoints_but(self, newest: Path) -> None:
+        """Keep this one and the one before; later ones were damaged, and passed over."""
+        found = sorted(self.path.glob("step-*[0-9]"))
+        kept = [path for path in found if path.name <= newest.name][-2:]
+        for old in set(found) - set(kept):
+            shutil.rmtree(old)
 
     @contextlib.contextmanager
     def until_divergence(self):
@@ -239,8 +246,6 @@ class Run:
         self.state["best"] = {"step": step, **validation}
         policy = distributed.whole_model(model)
         _require_finite(policy)
-        if not self.is_writer:
-            return
 
         def write(directory: Path) -> None:
             model_file.save(_as_stored(policy, source), directory, like=source)
@@ -248,14 +253,15 @@ class Run:
             write_json(directory / "state.json", self.state["best"])
 
         with self._writing("best/ was"):
-            write_directory(self.path / "best", write)
+            if self.is_writer:
+                write_directory(self.path / "best", write)
 
     def write_report(self, compared: dict, result: Path, translator, seconds: float) -> None:
         """`report.json`: the closing comparison, what is known of the result, seconds, and the translator's meters."""
-        if self.is_writer:
-            best = json.loads((result / "state.json").read_text())
-            found = {"groups": compared, "result": best, "seconds": round(seconds, 1), **_meters(translator)}
-            with self._writing("report.json was"):
+        best = json.loads((result / "state.json").read_text()) if self.is_writer else None
+        found = {"groups": compared, "result": best, "seconds": round(seconds, 1), **_meters(translator)}
+        with self._writing("report.json was"):
+            if self.is_writer:
                 write_json(self.path / "report.json", found)
 
 

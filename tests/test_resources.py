@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import base_directory, call_main, command, files_under, random_directory, write_tasks
-from test_distributed import on_ranks
+from test_distributed import on_ranks, torchrun
 from test_guard import SMALL, batch
 from test_train import assert_same_run
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,6 +25,7 @@ import train
 from harness import distributed, modeldir, rundir
 from harness.guard import OutOfMemory, within_memory
 from harness.modeldir import damage_of
+from harness.rundir import Run
 from model import Layer
 
 
@@ -132,6 +134,50 @@ def test_a_disk_that_is_full_at_the_start_leaves_no_run(options, tmp_path):
         call_main(train.main, *options, "--out", tmp_path / "run")
     assert stop.value.code == 2 or stop.value.code.endswith("; nothing was begun")
     assert files_under(tmp_path) == set()
+
+
+def ends_on_a_full_disk(directory):
+    """What each rank ends with at each of the writings of a run, when there is no room for the one that writes."""
+    base, config = base_directory(), train.Config(out=str(directory))
+    run, model = Run(directory, config, resume=False), model_file.load(base)
+    optimizer = train.adamw(model, config)
+    writings = {
+        "config.json": lambda: run.open(model, optimizer),
+        "a line of the logs": lambda: run.log_step(1, {"loss": 1.0}, [], 0.0, None),
+        "best/": lambda: run.keep_best(model, base, 1, {"accuracy": 1.0 + len(ends)}),
+        "a checkpoint": lambda: run.save_checkpoint(model, optimizer, base),
+        "report.json": lambda: run.write_report({}, directory / "best", None, 0.0),
+    }
+    ends = {}
+    for what, write in writings.items():
+        try:
+            with no_room() if distributed.rank() == 0 else contextlib.nullcontext():
+                write()
+            end = "went on"
+        except SystemExit as stop:
+            end = stop.code
+        ends[what] = distributed.gather([end])
+        run.state["best"] = None
+        write()  # with room: the next one needs it
+    return ends
+
+
+def test_a_full_disk_of_the_rank_that_writes_ends_all_ranks(tmp_path):
+    """Catches ranks that go on and wait, for half an hour on GPUs, for one that has ended."""
+    (tmp_path / "run").mkdir()
+    for what, (writer, other) in on_ranks(2, tmp_path, ends_on_a_full_disk, tmp_path / "run").items():
+        assert re.match(r"stopped after step [01]: .* not written \(File too large\); ", str(writer)), what
+        assert other == 1, what  # without a line of its own
+
+
+@pytest.mark.parametrize("filler", [1_200_000, 1_900_000], ids=["in a save", "at the start"])
+def test_a_full_disk_under_torchrun_is_one_line(options, small_disk, filler):
+    """Catches a second line, by which another rank was lost, and a command that hangs or ends with 0."""
+    (small_disk / "filler").write_bytes(b"x" * filler)
+    printed, _ = (process := torchrun(*options, "--out", small_disk / "run")).communicate(timeout=600)
+    assert process.returncode == 1, printed
+    said = [line for line in printed.splitlines() if "No space left on device" in line]
+    assert len(said) == 1 and "another rank is gone" not in printed and "Traceback" not in printed.partition(said[0])[0]
 
 
 def test_rollouts_of_a_bad_step_that_cannot_be_kept_are_said_to_be_lost(options, tmp_path, monkeypatch):
