@@ -29,7 +29,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as FastTokenizer
 
 from harness.jsonl import task_rows
-from harness.tokenizer import read_tokenizer
+from harness.tokenizer import read_tokenizer, require_its_ids
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,7 @@ class Tokenizer:
         for piece in (IM_START, IM_END, CALL, END_CALL, RESPONSE, END_RESPONSE):
             if piece.text not in self.control:
                 raise ValueError(f"{path}: the added token {piece.text} is missing")
+        require_its_ids(path, self.control, self._full)
         self.size = 1 + max(self._full.get_vocab(with_added_tokens=True).values())
 
     def encode_text(self, text: str) -> list[int]:

@@ -24,3 +24,11 @@ def read_tokenizer(path: Path) -> dict:
         if id_of.setdefault(text, id) != id:
             raise ValueError(f"{path}: the added token {text!r:.40} has two ids, {id_of[text]} and {id}")
     return {**raw, "truncation": None, "padding": None}
+
+
+def require_its_ids(path: Path, control: dict[str, int], library) -> None:
+    """ValueError if the library, a loaded tokenizer, gives an added token another id than the file: it counts on from
+    the one before, so that behind a gap the model would be shown another row than the one trained for it."""
+    for text, id in control.items():
+        if (found := library.token_to_id(text)) != id:
+            raise ValueError(f"{path}: the added token {text!r:.40} has the id {id}, but would be read as {found}")

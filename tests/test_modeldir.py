@@ -257,3 +257,13 @@ def test_what_transformers_5_may_say_and_is_not_computed_here_is_refused(directo
     assert "is not supported" in refused(directory)
     change(directory, layer_types=["full_attention"] * 2, rope_parameters={"partial_rotary_factor": 1.0})
     load_policy(directory)
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused(tmp_path):
+    """Catches an added token beyond the embedding: an IndexError at the first question that holds it."""
+    directory = shutil.copytree(random_directory(), tmp_path / "model")
+    raw = json.loads((directory / "tokenizer.json").read_text())
+    token = {**raw["added_tokens"][-1], "content": "<|beyond|>", "id": 400}
+    (directory / "tokenizer.json").write_text(json.dumps({**raw, "added_tokens": [*raw["added_tokens"], token]}))
+    with pytest.raises(ValueError, match="tokenizer.json has 401 ids, the model 400 rows"):
+        load_policy(directory)

@@ -60,6 +60,7 @@ CLASHES = {
         "'<|new|>' has the id",
         "'<tool_call>'",
     ),
+    "a gap": (lambda raw: add(raw, "<|new|>", 900), "'<|new|>' has the id 900", "would be read as"),
     "one token twice": (lambda raw: add(raw, "<tool_call>", 900), "'<tool_call>' has two ids", "900"),
 }
 
