@@ -165,7 +165,7 @@ def test_a_checkpoint_knows_no_number_of_ranks(tmp_path):
 def in_bf16(directory, rollouts, advantages):
     """dtypes of weights, gradients and of the sampling copy, and whether tiny steps add up."""
     model = distributed.shard(model_file.load(directory), torch.bfloat16)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-5)
     before = {n: p.detach().full_tensor().clone() for n, p in model.named_parameters()}
     for _ in range(3):
         train.update(model, optimizer, rollouts, advantages, CONFIG, 400)
