@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data
+import sampler
 from data import CALL, END_CALL, IM_END, Chat
 from model import Cache, Qwen3
 from paper.pretrain import ADDED_TOKENS
@@ -407,6 +408,23 @@ def test_a_prompt_is_read_once_for_its_group(qwen, tokenizer, tasks):
     longest = max(len(prompt_of(task, tokenizer)) for task in tasks[:3])
     assert shapes[0] == (3, longest)
     assert set(shapes[1:]) == {(15, 1)}
+
+
+def test_rows_of_a_length_are_read_together(caller, tokenizer, tasks, monkeypatch):
+    """Would catch prompts and tool turns that are padded to the longest of all, and rows put back into each other's
+    places."""
+    found = []
+    for block in (64, 2):
+        monkeypatch.setattr(sampler, "BLOCK", block)
+        sizes = []
+        hook = caller.register_forward_hook(lambda _, args, __, sizes=sizes: sizes.append(args[0].numel()))
+        rollouts = roll(caller, tokenizer, tasks[:5], group_size=3)
+        hook.remove()
+        found.append((sum(sizes), rollouts))
+    (at_once, some), (by_length, others) = found
+    assert by_length < at_once and any(r.calls for r in some)
+    for a, b in zip(some, others, strict=True):
+        same(a, b)
 
 
 def test_a_tool_turn_is_read_in_one_piece_and_nothing_twice(puppet, tokenizer, tasks):
