@@ -296,6 +296,8 @@ def test_families_that_are_compared_have_the_same_cost_weights():
     assert grids["joint-native"] == grids["joint-plain"] == {"0.125", "0.5"}
     assert grids["group"] == grids["probe"] == grids["clipped"] == {"0.5"}
     assert grids["base"] == {"base"}
+    once = {job.name for job in experiments.all_jobs(Config(cost_weight=0.5)) if job.once and job.experiment == "main"}
+    assert once == {"group-0.5", "probe-0.5", "clipped-0.5", "joint-native-0.125", "joint-plain-0.125"}
 
 
 def test_the_first_run_of_a_family_has_the_defaults():
