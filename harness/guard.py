@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -149,7 +150,7 @@ class TornUpdate(Exception):
 class Progress:
     """How far an update has come: after a lack of memory the next attempt goes on from there."""
 
-    log: object = None  # its UpdateLog
+    log: Any = None  # its UpdateLog
     old: dict = field(default_factory=dict)  # number of a rollout -> its log-probs [T] before the policy moved
     done: int = 0  # minibatches
 
