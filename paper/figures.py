@@ -101,7 +101,7 @@ def emergence(plt, curves: list[dict]):
 
 def plane(plt, points: dict, styles: dict, weights: dict):
     """The accuracy-cost plane over the trained tiers: up and to the left is better. The inset shows the families in
-    `weights` (family -> cost weight -> point), where the last of them is."""
+    `weights` (family -> cost weight -> point), where the last of them is; one point alone needs none."""
     figure, axis = plt.subplots(figsize=(8, 5.2), layout="constrained")
     lines = {}
     for name, rows in points.items():
@@ -114,7 +114,7 @@ def plane(plt, points: dict, styles: dict, weights: dict):
         title="What accuracy costs, over the trained languages",
     )
     axis.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
-    if not weights:
+    if all(len(found) == 1 for found in weights.values()):
         return figure
     inset = axis.inset_axes([0.36, 0.06, 0.63, 0.58])
     for name in weights:
