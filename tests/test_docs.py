@@ -220,3 +220,6 @@ def test_what_reproduced_is_what_the_results_say():
     nulls = [f"{name} has {share(null, *pair)}" for name, null in (("a coin", "coin"), ("a plain cost", "plain cost"))]
     assert all(null in rows[4][4] for null in nulls)
     assert gains("always translate, clean", *tiers) in rows[0][4]
+    for name, words in ((f"plain-{weight}", "it unlearns {} of right calls"), (ours, "the gate {}")):
+        rates = [f"{100 * policies[name]['mixed_reversed'][tier]:.1f}" for tier in ("high", "low")]
+        assert words.format(f"{' / '.join(rates)}%") in rows[-1][4]
