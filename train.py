@@ -28,9 +28,8 @@ import torch
 from torch import Tensor
 
 import gspo
-from data import Task
 from eval import compare, evaluate, summary
-from harness import distributed, guard
+from harness import distributed, guard, memory
 from harness.explain import explain
 from harness.forecast import dry_run, introduction
 from harness.metrics import UpdateLog, logged_rows, step_metrics
@@ -50,7 +49,7 @@ from harness.options import (
 from harness.readiness import readiness
 from harness.replay import replay
 from harness.rundir import Run, load_policy, policy_directory
-from harness.tasks import check_prompts, evaluation_tasks, languages_of, training_tasks
+from harness.tasks import check_prompts, cost_weight, evaluation_tasks, languages_of, training_tasks
 from harness.viewer import closing_table
 from harness.watch import Watch
 from logprob import plan, policy_logps
@@ -148,7 +147,7 @@ def train_step(model, tokenizer, optimizer, tasks, translator, config: Config, s
 
     try:
         batch = (model, optimizer, rollouts, advantages.flatten(), config, tokenizer.size)
-        updated = guard.within_memory(update, *batch)
+        updated = memory.within_memory(update, *batch)
         guard.stop_at_divergence(updated, model)
     except guard.Diverged as reason:
         reason.rows = logged_rows(rollouts, scores, advantages, kappa, gates, step + 1, len(rollouts))
@@ -180,11 +179,6 @@ def generator(seed: int, step: int, purpose: int, rank: int = 0) -> torch.Genera
     return torch.Generator().manual_seed((seed * 1_000_003 + step) * 8 + purpose + (rank << 48))
 
 
-def cost_weight(task: Task, config: Config) -> float:
-    """Lambda for this task: its own, else --cost-weight."""
-    return config.cost_weight if task.cost_weight is None else task.cost_weight
-
-
 # --- the update ---------------------------------------------------------------------------------------------------
 
 
@@ -199,7 +193,7 @@ def update(model: Qwen3, optimizer, rollouts: list[Rollout], advantages, config:
     def logps_of(batch: list[int]):
         return policy_logps(model, [rollouts[i] for i in batch], config.temperature, vocab)  # [6]
 
-    minibatches, so_far = split(rollouts, advantages, config), so_far or guard.Progress()
+    minibatches, so_far = split(rollouts, advantages, config), so_far or memory.Progress()
     log = so_far.log = so_far.log or UpdateLog(rollouts)
     if not so_far.old:
         with torch.no_grad():
@@ -367,7 +361,7 @@ def main(argv: list[str] | None = None) -> None:
                 train(config, device)
     except guard.ToolOutage as reason:
         sys.exit(f"stopped in an evaluation: {reason}; --resume goes on from the last checkpoint")
-    except (guard.TornUpdate, BudgetSpent) as reason:
+    except (memory.TornUpdate, BudgetSpent) as reason:
         sys.exit(f"stopped: {reason}; --resume goes on from the last checkpoint")
 
 

@@ -18,7 +18,7 @@ from harness.rows import parts
 from harness.terminal import has_colours
 from model import Qwen3
 from reward import score
-from sampler import Rollout, rollout
+from sampler import Rollout, pad, rollout
 from tools import Translator
 
 INVITATION = "question (empty: one of the test's; Ctrl-D ends): "
@@ -64,17 +64,24 @@ def typed(question: str, like: Task) -> Task:
 
 
 @torch.no_grad()
-def call_probability(model: Qwen3, tokenizer: Tokenizer, prompt_ids: list[int]) -> float:
-    """How likely the policy is to begin with a call, in [0, 1]."""
-    ids = torch.tensor([prompt_ids], device=model.embed_tokens.weight.device)
-    logits = model.logits(model(ids)[:, -1])[0, : tokenizer.size].float()  # [V]
-    return float(logits.softmax(-1)[tokenizer.id(CALL)])
+def call_probabilities(model: Qwen3, tokenizer: Tokenizer, prompts: list[list[int]], rows: int = 256) -> list[float]:
+    """How likely the policy is, at temperature 1, to begin its answer to each prompt with a call, in [0, 1]: exact, one
+    forward pass over the prompts, `rows` at a time."""
+    found = []
+    for first in range(0, len(prompts), rows):
+        some = prompts[first : first + rows]
+        ends = torch.tensor([len(prompt) - 1 for prompt in some])
+        # padding stands behind the prompt, where no token of it can look
+        hidden = model(pad(some, model.embed_tokens.weight.device))[torch.arange(len(some)), ends]  # [B, C]
+        logits = model.logits(hidden)[:, : tokenizer.size].float()  # [B, V]
+        found += logits.softmax(-1)[:, tokenizer.id(CALL)].tolist()
+    return found
 
 
 def answer(options, model: Qwen3, tokenizer: Tokenizer, task: Task, translator: Translator, seed: int) -> str:
     """A question and what becomes of it, as text."""
     prompt = encode_prompt(task, tokenizer, options.chat_format)
-    share = call_probability(model, tokenizer, prompt)
+    (share,) = call_probabilities(model, tokenizer, [prompt])
     question = on_screen("\n".join((task.question, *task.choices)))
     lines = ["", f"{task.language}: {question}", f"probability of calling: {share:.2f} |{'#' * round(20 * share):20}|"]
     for mode in dict.fromkeys(("free", options.mode)):

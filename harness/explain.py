@@ -22,7 +22,7 @@ from harness.inherit import read_settings, run_of
 from harness.options import require
 from harness.rows import parts, read_rollouts
 from harness.rundir import load_policy, policy_directory
-from harness.tasks import training_tasks
+from harness.tasks import cost_weight, training_tasks
 from harness.terminal import fit
 from logprob import policy_logps
 from reward import Score, score
@@ -148,7 +148,7 @@ def lesson_of(group: Group, config) -> Lesson:
     valid = row(not r.engine_failed for r in group.rollouts)
     kappa = gspo.confidence(correct, used_tool, config.confidence, group.probe, valid)
     gates = gspo.gate(kappa, config.gate, config.threshold)
-    charges = gspo.charge(cost, gates, cost_weight(group, config))
+    charges = gspo.charge(cost, gates, cost_weight(group.rollouts[0].task, config))
     shaped = gspo.shaped_reward(reward, charges, config.penalty)
     advantages = {
         form: gspo.shaped_advantages(reward, shaped, form, config.advantage_scale, valid) for form in gspo.FORMS
@@ -161,12 +161,6 @@ def lesson_of(group: Group, config) -> Lesson:
     loss.backward()  # by the log-probs themselves: what the gradient of each is multiplied with
     log_ratios = gspo.log_ratio(group.logps, group.logps, drawn, config.ratio)
     return Lesson(kappa, gates, charges, shaped, advantages, log_ratios, -logps.grad)
-
-
-def cost_weight(group: Group, config) -> float:
-    """Lambda: the task's own, else the run's."""
-    own = group.rollouts[0].task.cost_weight
-    return config.cost_weight if own is None else own
 
 
 # --- the story --------------------------------------------------------------------------------------------------------
@@ -229,7 +223,10 @@ def _algorithm(group: Group, lesson: Lesson, config) -> list[str]:
     said = (
         "g = 1, calls are charged" if is_open == 1 else "g = 0, calls are free" if is_open == 0 else f"g = {is_open:g}"
     )
-    weight, formula = cost_weight(group, config), "c (1 - h)" if config.penalty == "multiply" else "c - h"
+    weight, formula = (
+        cost_weight(group.rollouts[0].task, config),
+        "c (1 - h)" if config.penalty == "multiply" else "c - h",
+    )
     lines = [
         f"[7] gspo.confidence ({config.confidence}): kappa = {kappa:.2f}, {told}",
         f"[7] gspo.gate ({config.gate}): {why if config.gate == 'threshold' else ''}{said}",

@@ -114,6 +114,11 @@ def with_prices(tasks: list[Task], key) -> list[Task]:
     return [with_price(task, rng.randint(0, round(10 * HIGHEST)) / 10) for task in tasks]
 
 
+def cost_weight(task: Task, options) -> float:
+    """Lambda for this task: its own, else --cost-weight."""
+    return options.cost_weight if task.cost_weight is None else task.cost_weight
+
+
 def with_price(task: Task, price: float) -> Task:
     """The task with a price that its system turn states and its reward charges: "price 0.3 $$$". A small model counts
     signs before it reads digits."""

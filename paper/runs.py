@@ -30,15 +30,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import CALL, Task, Tokenizer, encode_prompt
+from data import Tokenizer, encode_prompt
 from eval import evaluate
+from harness.chat import call_probabilities
 from harness.options import Options, deciding, parse, require
 from harness.rundir import load_policy, policy_directory
 from harness.tasks import with_price
 from model import Qwen3
 from paper.experiments import ROUTED, Job, read_label
 from paper.outcomes import UNITS, curves, item_set, items_digest, key_of, load_result, outcomes, pack, save_result
-from sampler import pad
 from train import Config
 from translation.service import open_translator
 
@@ -215,25 +215,9 @@ def evaluation(label: str, model: Qwen3, tokenizer: Tokenizer, config: Config, i
     if label in ROUTED and mode == "forbidden":  # every token is sampled: this is the log-prob of the whole answer
         measures["logp"] = [sum(r.logps) for r, _ in scored]
     if label == "languages/free":
-        measures["call_p"] = call_probabilities(model, tokenizer, tasks, config)
+        prompts = [encode_prompt(task, tokenizer, config.chat_format) for task in tasks]
+        measures["call_p"] = call_probabilities(model, tokenizer, prompts)
     return measures
-
-
-@torch.no_grad()
-def call_probabilities(
-    model: Qwen3, tokenizer: Tokenizer, tasks: list[Task], config: Config, rows: int = 256
-) -> list[float]:
-    """The probability, at temperature 1, that the first token of the answer begins a call, for each task: exact, one
-    forward pass over the prompts, `rows` at a time."""
-    found = []
-    for first in range(0, len(tasks), rows):
-        prompts = [encode_prompt(task, tokenizer, config.chat_format) for task in tasks[first : first + rows]]
-        ends = torch.tensor([len(prompt) - 1 for prompt in prompts])
-        # padding stands behind the prompt, where no token of it can look
-        hidden = model(pad(prompts, model.embed_tokens.weight.device))[torch.arange(len(prompts)), ends]  # [B, C]
-        logits = model.logits(hidden)[:, : tokenizer.size].float()  # [B, V]
-        found += logits.softmax(-1)[:, tokenizer.id(CALL)].tolist()
-    return found
 
 
 def last_checkpoint(directory: Path, config: Config) -> Path:

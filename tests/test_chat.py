@@ -9,7 +9,7 @@ from helpers import base_directory, call_main, sums
 import eval as eval_file
 from data import encode_prompt
 from eval import EvalOptions
-from harness.chat import answer, call_probability, talk
+from harness.chat import answer, call_probabilities, talk
 from harness.rundir import load_policy
 from sampler import rollout
 from tiny.languages import LexiconTranslator
@@ -24,7 +24,7 @@ TRANSLATOR = LexiconTranslator(OPTIONS.noise)
 def test_the_probability_of_a_call_is_how_often_the_policy_begins_with_one():
     """Catches the probability of another token, or of a later place: 2,000 rollouts agree within four deviations."""
     prompt = encode_prompt(TASKS[0], TOKENIZER, OPTIONS.chat_format)
-    share = call_probability(MODEL, TOKENIZER, prompt)
+    (share,) = call_probabilities(MODEL, TOKENIZER, [prompt])
     sampling = EvalOptions(max_new_tokens=1).sampling()
     found = rollout(MODEL, TOKENIZER, TASKS[:1], 2000, TRANSLATOR, torch.Generator().manual_seed(0), sampling)
     began = sum(r.ids[0] == TOKENIZER.control["<tool_call>"] for r in found) / 2000

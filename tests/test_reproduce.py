@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import ROOT, base_directory, call_main
 
-from data import CALL
+from data import CALL, encode_prompt
 from harness.options import Neutral
 from harness.rundir import load_policy
 from paper import comparisons, experiments, outcomes, overlap, reproduce, runs
@@ -109,7 +109,8 @@ def test_the_probability_of_a_call_is_that_of_the_sampler():
     """Catches a probability at a padded position, or over rows of the head that are never drawn."""
     policy, config = load_policy(base_directory()), Config(max_new_tokens=20)
     tasks = outcomes.item_set("languages", 40)
-    found = runs.call_probabilities(*policy, tasks, config, rows=100)
+    prompts = [encode_prompt(task, policy[1], config.chat_format) for task in tasks]
+    found = runs.call_probabilities(*policy, prompts, rows=100)
     assert len(found) == len(tasks) == 310
     scored = runs.evaluate(*policy, tasks, runs.open_translator(config), config)
     begun = {i: r.logps[0] for i, (r, _) in enumerate(scored) if r.ids[0] == policy[1].id(CALL)}

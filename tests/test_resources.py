@@ -23,7 +23,7 @@ import gspo
 import model as model_file
 import train
 from harness import distributed, modeldir, rundir
-from harness.guard import OutOfMemory, within_memory
+from harness.memory import OutOfMemory, within_memory
 from harness.modeldir import damage_of
 from harness.rundir import Run
 from model import Layer
