@@ -2,8 +2,8 @@
 
     rollouts -> pack -> model -> hidden states of sampled tokens -> token_logps -> [B, T]
 
-Two things make a training batch large, and neither is kept. The rollouts of a group share one prompt: it is run once,
-and nothing is padded outside of attention (`pack`). And the logits are the largest tensor of all: 16,384 tokens of
+Two things make a training batch large, and neither is kept. The rollouts of a group share one prompt, and some say the
+same: what is equal is run once, and nothing is padded outside of attention (`pack`). And the logits are the largest tensor of all: 16,384 tokens of
 Qwen3 are 10 GB of them in fp32, and plain autograd keeps several copies. Here they exist one chunk of tokens at a time,
 in the forward and again in the backward, which recomputes them. Kept in between are the inputs and two numbers per
 token.
@@ -17,15 +17,16 @@ the only path where Triton does not exist.
 Left out: biases, logit soft-capping, a vocabulary split over devices, second derivatives. Which tokens carry loss is
 decided in gspo.py.
 
-Shapes: P prompts, B rollouts, T time; R = P + B packed rows, S keys that a row may see; N tokens, n of a chunk; C
+Shapes: P prompts, B rollouts, U distinct ones, T time; S keys that a row may see; N tokens, n of a chunk; C
 channels, V vocabulary.
 """
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -50,23 +51,34 @@ def policy_logps(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The model's log-probs of what it sampled: (logps, entropies, sampled), each [B, T] over the ids after the prompt.
 
-    Entries that were not sampled are 0. A prompt is run once for all rollouts that share it. Hidden states are computed
-    for all tokens, the head only for sampled ones.
+    Entries that were not sampled are 0. A prompt is run once for all rollouts that share it, and rollouts that say the
+    same are run once, too: their gradients add up on the way back. Where answers are short, that is two in three. Hidden
+    states are computed for all tokens, the head only for sampled ones.
     """
     device = model.embed_tokens.weight.device
-    index = {prompt: i for i, prompt in enumerate(dict.fromkeys(r.prompt_ids for r in rollouts))}
-    prompt_of = [index[r.prompt_ids] for r in rollouts]  # [B]
-    ids, packed = pack(list(index), [r.ids for r in rollouts], prompt_of, device)
-    own = packed.answers  # [B, T] which of the N tokens
-    B, T = own.shape
-    sampled = torch.tensor([[*r.sampled, *[False] * (T - len(r.ids))] for r in rollouts], device=device)  # [B, T]
-    ends = torch.tensor([len(prompt) for prompt in index], device=device).cumsum(0) - 1  # [P] last tokens of prompts
+    texts = [(r.prompt_ids, r.ids, r.sampled) for r in rollouts]
+    distinct = _numbered(texts)
+    prompts = _numbered(prompt for prompt, _, _ in distinct)
+    prompt_of = [prompts[prompt] for prompt, _, _ in distinct]  # [U]
+    ids, packed = pack(list(prompts), [answer for _, answer, _ in distinct], prompt_of, device)
+    own = packed.answers  # [U, T] which of the N tokens
+    U, T = own.shape
+    sampled = torch.tensor([[*drawn, *[False] * (T - len(drawn))] for _, _, drawn in distinct], device=device)  # [U, T]
+    ends = torch.tensor([len(prompt) for prompt in prompts], device=device).cumsum(0) - 1  # [P] last tokens of prompts
     # A token is predicted by the state of the one before it: the first of an answer by its prompt's last.
-    predicting = torch.cat([ends[prompt_of][:, None], own[:, :-1]], 1)  # [B, T]
+    predicting = torch.cat([ends[prompt_of][:, None], own[:, :-1]], 1)  # [U, T]
     place = sampled.nonzero(as_tuple=True)  # (row, t) of each sampled token
     hidden = model(ids, packed=packed)[0, predicting[place]]
-    logps, entropy = token_logps(hidden, model.lm_head.weight, ids[0, own[place]], temperature, valid_vocab)
-    return logps.new_zeros(B, T).index_put(place, logps), entropy.new_zeros(B, T).index_put(place, entropy), sampled
+    found = token_logps(hidden, model.lm_head.weight, ids[0, own[place]], temperature, valid_vocab)
+    which = torch.tensor([distinct[text] for text in texts], device=device)  # [B]
+    # an embedding for the reason that `model.unfold` gives
+    logps, entropy = (F.embedding(which, values.new_zeros(U, T).index_put(place, values)) for values in found)
+    return logps, entropy, sampled[which]
+
+
+def _numbered(values: Iterable) -> dict:
+    """The distinct values, in order, with their numbers."""
+    return {value: i for i, value in enumerate(dict.fromkeys(values))}
 
 
 def pack(

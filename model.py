@@ -228,7 +228,7 @@ class Cache:
     lengths: Tensor  # [B]
 
     def take(self, rows: Tensor) -> Cache:
-        """A copy of these rows, in this order, repeats allowed: fans a prompt out to its group, drops finished rows."""
+        """A copy of these rows, in this order, repeats allowed."""
         return Cache(self.keys.index_select(1, rows), self.values.index_select(1, rows), self.lengths[rows])
 
     def put(self, rows: Tensor, other: Cache) -> None:
@@ -238,13 +238,31 @@ class Cache:
         self.keys[:, rows, :, :slots], self.values[:, rows, :, :slots] = other.keys, other.values
         self.lengths[rows] = other.lengths
 
+    def keep(self, rows: Tensor) -> None:
+        """These rows, in this order, repeats allowed, in place of all: finished ones go, and where two part both go on
+        from a copy."""
+        self.keys = self.keys.index_select(1, rows)  # one after the other: no two copies of both at a time
+        self.values = self.values.index_select(1, rows)
+        self.lengths = self.lengths[rows]
+
+    def extend(self, other: Cache) -> None:
+        """Further rows, behind the others."""
+        slots = max(self.keys.shape[3], other.keys.shape[3])
+
+        def joined(*parts: Tensor) -> Tensor:
+            return torch.cat([F.pad(part, (0, 0, 0, slots - part.shape[3])) for part in parts], 1)
+
+        self.keys = joined(self.keys, other.keys)
+        self.values = joined(self.values, other.values)
+        self.lengths = torch.cat([self.lengths, other.lengths])
+
     def reserve(self, slots: int) -> None:
         """Room for at least so many tokens in each row. Few rows are long, and `take` copies every slot that there is:
         so a cache begins small and grows by `GROWTH` slots at a time."""
         have = self.keys.shape[3]
         if slots > have:
             more = max(slots - have, GROWTH)
-            self.keys = F.pad(self.keys, (0, 0, 0, more))  # one after the other: no two copies of both at a time
+            self.keys = F.pad(self.keys, (0, 0, 0, more))  # as in `keep`
             self.values = F.pad(self.values, (0, 0, 0, more))
 
     def next_positions(self, T: int) -> Tensor:

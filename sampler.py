@@ -135,6 +135,9 @@ class Row:
         return Rollout(self.task, tuple(self.prompt_ids), ids, sampled, logps, tuple(self.calls), self.stop)
 
 
+Seat = list[Row]  # a row of the cache, and the rollouts that share it: those that have said the same so far
+
+
 @dataclass(frozen=True)
 class Setting:
     """What all rows of one call of `rollout` share."""
@@ -157,107 +160,109 @@ class InLine(Executor):
 def decode(model: Qwen3, all_rows: list[Row], group_size: int, uniforms: Tensor, setting: Setting) -> None:
     """Run these rows, each to its stop. One turn of the loop is one token of each row that is speaking:
 
-    1. finished rows leave their places to rows that wait;
+    1. where enough rows have finished, rows that wait come in;
     2. rows whose calls have all run get the results spliced in, and speak again;
-    3. the model reads what each row has not read yet: `hidden` [B, C] is its state after each row's last token;
-    4. each row's token is drawn by the row's own number;
-    5. it is written to the row, and may end the turn, which may begin a call.
+    3. rows of one seat that go on differently part; those that have finished leave;
+    4. the model reads what each seat has not read yet: `hidden` [U, C] is its state after each seat's last token;
+    5. each row's token is drawn by the row's own number;
+    6. it is written to the row, and may end the turn, which may begin a call.
     """
     waiting, limit = deque(all_rows), setting.sampling.max_new_tokens
     at_a_time = min(setting.sampling.max_rows or len(waiting), len(waiting))
     if at_a_time > group_size:
         at_a_time -= at_a_time % group_size  # whole groups begin together, and share their prefill
-    rows = [waiting.popleft() for _ in range(at_a_time)]
-    hidden, cache = prefill(model, rows, setting)
-    while rows:
-        rows, hidden, cache = reseat(model, rows, waiting, hidden, cache, group_size, setting)  # 1.
-        for row in rows:  # 2.
+    seats, hidden, cache = prefill(model, [waiting.popleft() for _ in range(at_a_time)], setting)
+    while (going := sum(row.stop is None for seat in seats for row in seat)) or waiting:
+        room = at_a_time - going
+        if waiting and room > 0.3 * at_a_time and room >= min(group_size, at_a_time):  # 1. not one by one
+            newcomers = [waiting.popleft() for _ in range(min(room - room % min(group_size, at_a_time), len(waiting)))]
+            more_seats, more_hidden, more_cache = prefill(model, newcomers, setting)
+            seats, hidden = seats + more_seats, torch.cat([hidden, more_hidden])
+            cache.extend(more_cache)
+        for row in (row for seat in seats for row in seat):  # 2.
             if row.running and all(future.done() for future in row.running):
                 read_results(row, setting)
-        catch_up(model, cache, rows, hidden)  # 3.
-        if not any(row.is_speaking for row in rows):
-            if unfinished := [future for row in rows for future in row.running if not future.done()]:
+        seats, hidden = part(seats, hidden, cache)  # 3.
+        catch_up(model, cache, seats, hidden)  # 4.
+        speaking = [(i, j, row) for i, seat in enumerate(seats) for j, row in enumerate(seat) if row.is_speaking]
+        if not speaking:
+            if unfinished := [future for seat in seats for row in seat for future in row.running if not future.done()]:
                 wait(unfinished, return_when=FIRST_COMPLETED)
             continue
-        # 4. Rows that do not speak ride along: one product over all rows is faster than picking the others out.
-        places = [min(len(row.ids), limit - 1) for row in rows]
-        numbers = uniforms[[row.index for row in rows], places].to(hidden.device)
-        tokens, logps = draw(model.logits(hidden), numbers, setting)
-        for row, token, logp in zip(rows, tokens.tolist(), logps.tolist(), strict=True):  # 5.
-            if row.is_speaking:
-                row.write([token], sampled=True, logps=[logp])
-                if token == setting.tokenizer.id(IM_END):
-                    end_turn(row, setting)
-                elif token == setting.tokenizer.control.get("<|endoftext|>"):  # Qwen3's other end token
-                    row.stop = "end"
-                if row.is_speaking and len(row.ids) >= limit:
-                    row.stop = "length"
+        # 5. Seats that do not speak ride along: one product over all of them is faster than picking the others out.
+        seat, place, rows = (list(column) for column in zip(*speaking, strict=True))
+        numbers = uniforms.new_zeros(len(seats), max(map(len, seats)))  # [U, M] of each seat's rows
+        numbers[seat, place] = uniforms[[row.index for row in rows], [len(row.ids) for row in rows]]
+        tokens, logps = draw(model.logits(hidden), numbers.to(hidden.device), setting)
+        for row, token, logp in zip(rows, tokens[seat, place].tolist(), logps[seat, place].tolist(), strict=True):  # 6.
+            row.write([token], sampled=True, logps=[logp])
+            if token == setting.tokenizer.id(IM_END):
+                end_turn(row, setting)
+            elif token == setting.tokenizer.control.get("<|endoftext|>"):  # Qwen3's other end token
+                row.stop = "end"
+            if row.is_speaking and len(row.ids) >= limit:
+                row.stop = "length"
 
 
-def prefill(model: Qwen3, rows: list[Row], setting: Setting) -> tuple[Tensor, Cache]:
-    """Run each distinct prompt once and fan its cache out to the rows that share it: hidden [B, C] at its end.
+def prefill(model: Qwen3, rows: list[Row], setting: Setting) -> tuple[list[Seat], Tensor, Cache]:
+    """Run each distinct prompt once: a seat for each, with the rows that share it, and hidden [U, C] at its end.
 
     In forced mode the rows also begin with their call.
     """
-    device = model.embed_tokens.weight.device
-    first_row = {id(row.prompt_ids): row for row in rows}  # the rows of a group hold the very same list
-    prompts = [row.prompt_ids for row in first_row.values()]
-    place = {key: i for i, key in enumerate(first_row)}
+    by_prompt: dict[int, Seat] = {}
+    for row in rows:
+        by_prompt.setdefault(id(row.prompt_ids), []).append(row)  # the rows of a group hold the very same list
+    seats = list(by_prompt.values())
+    prompts = [seat[0].prompt_ids for seat in seats]
     cache = model.new_cache(len(prompts), max(map(len, prompts)))
-    hidden = model.embed_tokens.weight.new_empty(len(prompts), model.config.hidden_size)  # [P, C]
+    hidden = model.embed_tokens.weight.new_empty(len(prompts), model.config.hidden_size)
     read(model, cache, range(len(prompts)), prompts, hidden)
-    fan_out = torch.tensor([place[id(row.prompt_ids)] for row in rows], device=device)
     if setting.sampling.mode == "forced":
         call = encode_call(setting.tokenizer)
         for row in rows:
             row.write(call, sampled=False)
             end_turn(row, setting)
-    return hidden[fan_out], cache.take(fan_out)
+    return seats, hidden, cache
 
 
-def reseat(
-    model: Qwen3, rows: list[Row], waiting: deque[Row], hidden: Tensor, cache: Cache, group_size: int, setting: Setting
-) -> tuple[list[Row], Tensor, Cache]:
-    """Finished rows leave their places to waiting ones, whole groups at once; if none waits, they leave the batch.
+def part(seats: list[Seat], hidden: Tensor, cache: Cache) -> tuple[list[Seat], Tensor]:
+    """Rows that go on differently get seats of their own, and copies of what they have had in common until here.
 
-    Both copy parts of the cache, so neither is done before more than three rows in ten have finished.
+    Finished rows leave. Dropping their seats copies the cache, so that waits until somebody parts, or three seats in ten
+    are empty.
     """
-    free = [i for i, row in enumerate(rows) if row.stop is not None]
-    block = group_size if len(rows) >= group_size else 1
-    if len(free) <= 0.3 * len(rows) or (waiting and len(free) < block):
-        return rows, hidden, cache
-    if not waiting:
-        keep = [i for i, row in enumerate(rows) if row.stop is None]
-        index = torch.tensor(keep, dtype=torch.long, device=hidden.device)
-        return [rows[i] for i in keep], hidden[index], cache.take(index)
-    free = free[: min(len(free), len(waiting)) // block * block]
-    newcomers = [waiting.popleft() for _ in free]
-    index = torch.tensor(free, device=hidden.device)
-    hidden[index], part = prefill(model, newcomers, setting)
-    cache.put(index, part)
-    seated = dict(zip(free, newcomers, strict=True))
-    return [seated.get(i, row) for i, row in enumerate(rows)], hidden, cache
+    texts: dict[tuple, Seat] = {}  # (number of the seat, what its rows read next): those rows
+    for number, seat in enumerate(seats):
+        for row in (row for row in seat if row.stop is None):
+            texts.setdefault((number, tuple(row.unread) if row.is_speaking else None), []).append(row)
+    come_from = [number for number, _ in texts]
+    if len(set(come_from)) == len(come_from) > 0.7 * len(seats):
+        stayed = dict(zip(come_from, texts.values(), strict=True))
+        return [stayed.get(number, []) for number in range(len(seats))], hidden
+    index = torch.tensor(come_from, dtype=torch.long, device=hidden.device)
+    cache.keep(index)
+    return list(texts.values()), hidden[index]
 
 
-def catch_up(model: Qwen3, cache: Cache, rows: list[Row], hidden: Tensor) -> None:
-    """Run the model on what each row has not read yet; its state after its last token goes into `hidden` [B, C].
+def catch_up(model: Qwen3, cache: Cache, seats: list[Seat], hidden: Tensor) -> None:
+    """Run the model on what each seat has not read yet; its state after its last token goes into `hidden` [U, C].
 
-    Rows that read one token are run where they are, with all others riding along. Rows that read a spliced tool turn
+    Seats that read one token are run where they are, with all others riding along. Those that read a spliced tool turn
     are taken out and put back, so that nobody waits for them.
     """
-    unread = [row.unread if row.is_speaking else [] for row in rows]
+    unread = [seat[0].unread if seat and seat[0].is_speaking else [] for seat in seats]
     short = [i for i, ids in enumerate(unread) if len(ids) == 1]
     long = [i for i, ids in enumerate(unread) if len(ids) > 1]
     if short:
         index = torch.tensor(short, device=hidden.device)
         hidden[index] = run_on(model, cache, [ids if len(ids) == 1 else [] for ids in unread])[index]
     read(model, cache, long, unread, hidden)
-    for i in short + long:
-        rows[i].unread = []
+    for row in (row for i in short + long for row in seats[i]):
+        row.unread = []
 
 
 def read(model: Qwen3, cache: Cache, rows: Sequence[int], unread: list[list[int]], hidden: Tensor) -> None:
-    """Run the model on the unread ids of these rows; the state after each row's last goes into `hidden` [B, C].
+    """Run the model on the unread ids of these rows of the cache; the state after each one's last goes into `hidden`.
 
     Rows of about a length are run together, `BLOCK` at a time: what pads a row to the longest is computed as well. Over
     all rows at once, rollouts with calls take 1.5 times as long, and an evaluation 1.7 times.
@@ -292,22 +297,23 @@ def pad(rows: list[list[int]], device) -> Tensor:
 
 
 def draw(logits: Tensor, uniforms: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
-    """Token and log-prob of each row by inverse CDF: the first token whose cumulative probability exceeds the number.
+    """Tokens and log-probs by inverse CDF: the first token whose cumulative probability exceeds the number.
 
-    logits [B, V], uniforms [B] in [0, 1) -> two of [B]. Rows of the head beyond the tokenizer are never drawn.
+    logits [U, V] of the seats, uniforms [U, M] in [0, 1) of each one's rows -> two of [U, M]. Rows of the head beyond
+    the tokenizer are never drawn.
     """
     temperature = setting.sampling.temperature
     logits = logits[:, : setting.tokenizer.size].float() / (temperature or 1.0)
     if setting.sampling.mode == "forbidden":
         logits[:, setting.tokenizer.id(CALL)] = -torch.inf
-    logps = logits.log_softmax(-1)  # [B, V]
+    logps = logits.log_softmax(-1)  # [U, V]
     if temperature == 0:
-        tokens = logps.argmax(-1, keepdim=True)
+        tokens = logps.argmax(-1, keepdim=True).expand_as(uniforms)
     else:
         cumulative = logps.double().exp().cumsum(-1)
-        numbers = uniforms[:, None] * cumulative[:, -1:]  # the last one is 1 but for rounding
+        numbers = uniforms * cumulative[:, -1:]  # the last one is 1 but for rounding
         tokens = torch.searchsorted(cumulative, numbers, right=True)  # right: a token of probability 0 is never drawn
-    return tokens[:, 0], logps.gather(-1, tokens)[:, 0]
+    return tokens, logps.gather(-1, tokens)
 
 
 def end_turn(row: Row, setting: Setting) -> None:

@@ -42,7 +42,7 @@ def products(model: Qwen3, rows: int) -> Callable[[], None]:
 def parts(model: Qwen3, rows: int, context: int, setting: Setting) -> dict[str, Callable[[], None]]:
     """The whole step first, then each part by itself."""
     c, cache = model.config, model.new_cache(rows, context + 1)
-    ids, numbers = torch.zeros(rows, 1, dtype=torch.long), torch.linspace(0, 0.999, rows, dtype=torch.float64)
+    ids, numbers = torch.zeros(rows, 1, dtype=torch.long), torch.linspace(0, 0.999, rows, dtype=torch.float64)[:, None]
     queries, logits = torch.randn(rows, 1, c.num_attention_heads, c.head_dim), torch.randn(rows, c.vocab_size)
     layers = cache.layers(torch.full((rows, 1), context), torch.float32)
 

@@ -54,8 +54,8 @@ class DrawnByNumbers:
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
         places = (self.begins + ids.shape[1] - self.prompt).clamp(max=self.numbers.shape[1] - 1)
-        tokens, _ = draw(scores, self.numbers.gather(1, places[:, None])[:, 0], self.setting)
-        return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)
+        tokens, _ = draw(scores, self.numbers.gather(1, places[:, None]), self.setting)
+        return torch.full_like(scores, -torch.inf).scatter_(1, tokens, 0.0)
 
 
 def generate_turn(peer, rows: list[Row], numbers: Tensor, setting: Setting) -> list[list[int]]:

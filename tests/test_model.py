@@ -305,6 +305,25 @@ def test_taken_rows_go_on_as_the_rows_they_came_from(qwen):
 
 
 @torch.no_grad()
+def test_rows_that_part_and_rows_that_come_in_go_on_as_alone(qwen):
+    """Would catch copies that share memory, rows in another order, and newcomers with another number of slots."""
+    ids, others = some_ids(qwen.config, rows=2, length=8), some_ids(qwen.config, rows=1, length=11)
+    for slots, other_slots in ((9, 12), (40, 12)):
+        cache, newcomers = qwen.new_cache(2, slots), qwen.new_cache(1, other_slots)
+        qwen(ids, cache)
+        qwen(others, newcomers)
+        cache.keep(torch.tensor([1, 1]))
+        cache.extend(newcomers)
+        assert cache.lengths.tolist() == [8, 8, 11]
+        cache.reserve(12)
+        next_ids = torch.tensor([[3], [4], [5]])
+        out = qwen(next_ids, cache)
+        for row, before in enumerate((ids[1], ids[1], others[0])):
+            alone = qwen(torch.cat([before, next_ids[row]])[None])
+            torch.testing.assert_close(out[row, 0], alone[0, -1], atol=2e-5, rtol=0)
+
+
+@torch.no_grad()
 def test_put_is_the_inverse_of_take(qwen):
     """Would catch rows put back in another order, or lengths left behind."""
     cache = qwen.new_cache(4, 6)

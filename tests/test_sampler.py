@@ -240,7 +240,8 @@ def test_tokens_are_drawn_in_proportion_to_the_softmax(tokenizer, temperature):
     N = 4000
     logits = torch.randn(1, tokenizer.size + 9, generator=torch.Generator().manual_seed(0)) * 2
     grid = (torch.arange(N, dtype=torch.float64) + 0.5) / N
-    tokens, logps = draw(logits.expand(N, -1), grid, setting(tokenizer, temperature=temperature))
+    tokens, logps = draw(logits, grid[None], setting(tokenizer, temperature=temperature))
+    tokens, logps = tokens[0], logps[0]
     expected = (logits[0, : tokenizer.size].double() / temperature).softmax(-1)
     counts = torch.bincount(tokens, minlength=tokenizer.size)
     assert ((counts - N * expected).abs() <= 1.001).all()
@@ -251,11 +252,11 @@ def test_padded_rows_of_the_head_are_never_drawn(tokenizer):
     """Would catch ids that no tokenizer knows, and log-probs that count them: here they have the highest scores."""
     logits = torch.zeros(3, tokenizer.size + 9)
     logits[:, tokenizer.size :] = 50.0
-    numbers = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)
+    numbers = torch.tensor([[0.0], [0.5], [1 - 2**-53]], dtype=torch.float64)
     for temperature in (0.0, 1.0):
         tokens, logps = draw(logits, numbers, setting(tokenizer, temperature=temperature))
         assert (tokens < tokenizer.size).all()
-        torch.testing.assert_close(logps, torch.full((3,), -math.log(tokenizer.size)))
+        torch.testing.assert_close(logps, torch.full((3, 1), -math.log(tokenizer.size)))
 
 
 @pytest.mark.parametrize("number", [0.0, 1e-300, 0.3, 1 - 2**-53])
@@ -263,7 +264,7 @@ def test_a_token_of_probability_zero_is_never_drawn(tokenizer, number):
     """Would catch the wrong side of a boundary: 0 must not draw a forbidden first token, nor 1 - 2^-53 one too far."""
     logits = torch.full((1, tokenizer.size), -torch.inf)
     logits[0, 5], logits[0, 8] = 0.0, 0.0
-    tokens, _ = draw(logits, torch.tensor([number], dtype=torch.float64), setting(tokenizer))
+    tokens, _ = draw(logits, torch.tensor([[number]], dtype=torch.float64), setting(tokenizer))
     assert tokens.item() == (5 if number < 0.5 else 8)
 
 
@@ -407,7 +408,22 @@ def test_a_prompt_is_read_once_for_its_group(qwen, tokenizer, tasks):
     hook.remove()
     longest = max(len(prompt_of(task, tokenizer)) for task in tasks[:3])
     assert shapes[0] == (3, longest)
-    assert set(shapes[1:]) == {(15, 1)}
+    assert all(3 <= rows <= 15 and length == 1 for rows, length in shapes[1:])
+
+
+def test_what_rollouts_of_a_group_have_in_common_is_run_once(puppet, tokenizer, tasks):
+    """Would catch rows that are run although another one has said the same: a call, its result, an answer. The script
+    leaves nothing to chance but the last token."""
+    lone, shared = [], []
+    puppet.script(tasks[0], GOOD, ANSWER[:1]).script(tasks[1], ANSWER)
+    for shapes, group_size in ((lone, 1), (shared, 6)):
+        hook = puppet.register_forward_hook(lambda _, args, __, shapes=shapes: shapes.append(tuple(args[0].shape)))
+        rollouts = roll(puppet, tokenizer, tasks[:2], group_size=group_size, max_new_tokens=60)
+        hook.remove()
+    together = len(tokenizer.encode(GOOD)) + 2  # prompts, the call token by token, its result
+    assert shared[:together] == lone[:together] and {rows for rows, _ in shared} > {1, 2}
+    said = {r.ids for r in rollouts[:6]}
+    assert 1 < len(said) and max(rows for rows, _ in shared) <= len(said) + 1
 
 
 def test_rows_of_a_length_are_read_together(caller, tokenizer, tasks, monkeypatch):

@@ -138,15 +138,17 @@ def test_sampler_and_trainer_agree_on_every_log_prob(tokenizer, temperature):
 ragged = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9)), min_size=1, max_size=6)
 
 
-@given(ragged, st.lists(st.integers(1, 7), min_size=3, max_size=3))
-def test_sharing_a_prompt_changes_no_log_prob_and_no_gradient(rows, prompt_lengths):
-    """Catches a row that sees another's tokens, or its prompt's at other positions; a gradient that a prompt does not
-    get from all its rows; and rows longer or shorter than every prompt."""
+@given(ragged, st.lists(st.integers(1, 7), min_size=3, max_size=3), st.integers(0, 6))
+def test_sharing_a_text_changes_no_log_prob_and_no_gradient(rows, prompt_lengths, repeated):
+    """Catches a row that sees another's tokens, or its prompt's at other positions; a gradient that a prompt, or an
+    answer, does not get from all its rows; rows longer or shorter than every prompt; and rows that are taken for the
+    same text although other tokens of it were drawn."""
     rng, rollouts = random.Random(0), []
     prompts = [tuple(rng.choices(range(400), k=length)) for length in prompt_lengths]
     for prompt, length in rows:
         ids, sampled = rng.choices(range(400), k=length), [True, *rng.choices([True, False], k=length - 1)]
         rollouts.append(Rollout(TASKS[0], prompts[prompt], tuple(ids), tuple(sampled), (0.0,) * length, (), "end"))
+    rollouts += [*rollouts[:repeated], replace(rollouts[0], sampled=(True,) * len(rollouts[0].ids))]
     model = policy(torch.float64)
     logps, _, sampled = logprob.policy_logps(model, rollouts, 1.0, 400)
     weight = torch.rand(logps.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -162,15 +164,15 @@ def test_sharing_a_prompt_changes_no_log_prob_and_no_gradient(rows, prompt_lengt
     assert distance(shared, {name: parameter.grad for name, parameter in model.named_parameters()}) < 1e-10
 
 
-def test_a_prompt_is_run_once_and_no_padding_is(batch):
-    """Catches a forward that pads its rows, or runs the prompt again for each of them."""
-    rollouts, _ = batch
+def test_a_text_is_run_once_and_no_padding_is(batch):
+    """Catches a forward that pads its rows, or runs the prompt, or an answer that another row has given, again."""
+    rollouts = batch[0] + batch[0][::2]
     model, counts = policy(), []
     model.layers[0].mlp.register_forward_hook(lambda module, inputs, output: counts.append(output.shape[:2].numel()))
     logprob.policy_logps(model, rollouts, 1.0, 400)
     prompts = {r.prompt_ids for r in rollouts}
     assert len(prompts) < len(rollouts)
-    assert counts == [sum(map(len, prompts)) + sum(len(r.ids) for r in rollouts)]
+    assert counts == [sum(map(len, prompts)) + sum(len(ids) for _, ids in {(r.prompt_ids, r.ids) for r in rollouts})]
 
 
 def test_the_mismatch_of_the_sampler_is_logged(tokenizer):
