@@ -2,11 +2,11 @@
 
     rollouts -> pack -> model -> hidden states of sampled tokens -> token_logps -> [B, T]
 
-Two things make a training batch large, and neither is kept. The rollouts of a group share one prompt, and some say the
-same: what is equal is run once, and nothing is padded outside of attention (`pack`). And the logits are the largest tensor of all: 16,384 tokens of
-Qwen3 are 10 GB of them in fp32, and plain autograd keeps several copies. Here they exist one chunk of tokens at a time,
-in the forward and again in the backward, which recomputes them. Kept in between are the inputs and two numbers per
-token.
+Two things make a training batch large, and neither is kept. The rollouts of a group share one prompt, and some of them
+say the same: what is equal is run once, and nothing is padded outside of attention (`pack`). And the logits are the
+largest tensor of all: 16,384 tokens of Qwen3 are 10 GB of them in fp32, and plain autograd keeps several copies. Here
+they exist one chunk of tokens at a time, in the forward and again in the backward, which recomputes them. Kept in
+between are the inputs and two numbers per token.
 
     forward    a chunk of logits [n, V] -> log-prob, entropy, and the maximum and log-sum that rebuild its softmax
     backward   the same chunk -> its own gradient, in place -> two matmuls carry that to hidden and head_weight
@@ -17,8 +17,8 @@ the only path where Triton does not exist.
 Left out: biases, logit soft-capping, a vocabulary split over devices, second derivatives. Which tokens carry loss is
 decided in gspo.py.
 
-Shapes: P prompts, B rollouts, U distinct ones, T time; S keys that a row may see; N tokens, n of a chunk; C
-channels, V vocabulary.
+Shapes: P prompts, B rollouts, U different ones, T time, S keys that a row may see; N tokens, n of a chunk; C channels,
+V vocabulary.
 """
 
 import math
@@ -51,8 +51,8 @@ def policy_logps(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The model's log-probs of what it sampled: (logps, entropies, sampled), each [B, T] over the ids after the prompt.
 
-    Entries that were not sampled are 0. A prompt is run once for all rollouts that share it, and rollouts that say the
-    same are run once, too: their gradients add up on the way back. Where answers are short, that is two in three. Hidden
+    Entries that were not sampled are 0. A prompt is run once for all rollouts that share it, and of rollouts that say
+    the same one is run: their gradients add up on the way back. With short answers that saves two rows in three. Hidden
     states are computed for all tokens, the head only for sampled ones.
     """
     device = model.embed_tokens.weight.device

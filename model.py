@@ -239,25 +239,21 @@ class Cache:
         self.lengths[rows] = other.lengths
 
     def keep(self, rows: Tensor) -> None:
-        """These rows, in this order, repeats allowed, in place of all: finished ones go, and where two part both go on
-        from a copy."""
+        """Only these rows, in this order, repeats allowed: a row that is named twice goes on in two ways."""
         self.keys = self.keys.index_select(1, rows)  # one after the other: no two copies of both at a time
         self.values = self.values.index_select(1, rows)
         self.lengths = self.lengths[rows]
 
     def extend(self, other: Cache) -> None:
         """Further rows, behind the others."""
-        slots = max(self.keys.shape[3], other.keys.shape[3])
-
-        def joined(*parts: Tensor) -> Tensor:
-            return torch.cat([F.pad(part, (0, 0, 0, slots - part.shape[3])) for part in parts], 1)
-
-        self.keys = joined(self.keys, other.keys)
-        self.values = joined(self.values, other.values)
-        self.lengths = torch.cat([self.lengths, other.lengths])
+        before, more = len(self.lengths), len(other.lengths)
+        self.keys = F.pad(self.keys, (0, 0) * 3 + (0, more))  # as in `keep`
+        self.values = F.pad(self.values, (0, 0) * 3 + (0, more))
+        self.lengths = F.pad(self.lengths, (0, more))
+        self.put(torch.arange(before, before + more, device=self.lengths.device), other)
 
     def reserve(self, slots: int) -> None:
-        """Room for at least so many tokens in each row. Few rows are long, and `take` copies every slot that there is:
+        """Room for at least so many tokens in each row. Few rows are long, and `keep` copies every slot that there is:
         so a cache begins small and grows by `GROWTH` slots at a time."""
         have = self.keys.shape[3]
         if slots > have:

@@ -186,7 +186,7 @@ def rollouts(
     return {
         **held(c, dtype, ranks, lora),
         "copy": policy_copy(c, dtype, ranks, lora),
-        "cache": cache + 7 * cache // 10,  # and what is copied of it when three in ten rows are done
+        "cache": cache + cache // 2,  # keys, values, and a copy of either, or of half of the rows
         "working": max(decode, prefill),
     }
 

@@ -74,7 +74,7 @@ def test_the_forecast_is_within_a_tenth_of_what_autograd_saves(
     config, batch = SHAPES[shape], forecast.Batch(rows=7, group=4, prompt=prompt, new=new)
     task = Task("t", "en", "high", "trained", "math", "?", (), "1")
     rollouts = [
-        Rollout(task, (5 + row // 4,) * prompt, (7,) * new, (True,) * new, (0.0,) * new, (), "end")
+        Rollout(task, (5 + row // 4,) * prompt, (row,) * new, (True,) * new, (0.0,) * new, (), "end")
         for row in range(batch.rows)
     ]
 
