@@ -206,6 +206,7 @@ class _TokenLogps(torch.autograd.Function):
             stats = _stats_triton if _use_triton(logits) else _stats_torch
             for result, part in zip(results, stats(logits, targets[rows], temperature), strict=True):
                 result[rows] = part
+            del logits
         logps, entropy, row_max, log_sum = results
         ctx.save_for_backward(hidden, head_weight, targets, row_max, log_sum)
         ctx.temperature, ctx.valid_vocab, ctx.chunk_rows = temperature, valid_vocab, chunk_rows
@@ -230,6 +231,7 @@ class _TokenLogps(torch.autograd.Function):
                     grad_hidden[rows] = logits @ head[: ctx.valid_vocab]  # [n, C]
                 if needs_head:
                     _add_product_(grad_head[: ctx.valid_vocab], logits.T, hidden[rows])  # [valid_vocab, C]
+            del logits  # before the next chunk is made, and not when it takes the name
         return grad_hidden, grad_head.to(head_weight.dtype) if needs_head else None, None, None, None, None
 
 
