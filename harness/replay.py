@@ -100,7 +100,7 @@ def read_bad_step(path: Path) -> tuple[int, list[Rollout], list[float]]:
             raise ValueError(f"{path}:{number}: not a rollout of a bad step ({error!r:.80})") from None
         rollouts.append(rollout)
         advantages.append(advantage)
-    require(len(set(steps)) == 1, f"{path}: rollouts of several steps, expected a bad-step-….jsonl")
+    require(len(set(steps)) == 1, f"{path}: no rollouts, or of several steps; expected a bad-step-….jsonl")
     return steps[0], rollouts, advantages
 
 

@@ -14,8 +14,10 @@ from data import Tokenizer
 from harness import svg
 from harness.options import differing
 from harness.rows import TAGS, WORDS, groups, parts, question, read_metrics, read_rollouts, tags, verdict
+from harness.rundir import read_lines
 
 ROLLOUTS, GROUPS = 30, 6  # how many are shown
+NEWEST = 400  # rollouts among which those groups are looked for
 CURVES = (  # measure, title, top of the axis: 0 grows with the values
     ("accuracy", "answered right", 1),
     ("tool_rate", "tool rate: rollouts with a call", 1),
@@ -42,15 +44,15 @@ def write_page(run: Path, options, tokenizer: Tokenizer) -> Path:
 def page(run: Path, options, tokenizer: Tokenizer) -> str:
     """The page's HTML."""
     metrics = read_metrics(run)
-    rows = read_rollouts(run / "rollouts.jsonl") if (run / "rollouts.jsonl").exists() else []
+    spread, newest = some_rows(run / "rollouts.jsonl")
     closing = json.loads((run / "report.json").read_text()) if (run / "report.json").exists() else {}
     sections = {
         "settings": ("Settings that differ from the preset", settings(options)),
         "table": ("Base against result", table(closing) if closing else ""),
         "plane": ("Accuracy and cost", accuracy_over_cost(run, closing)),
         "curves": ("Curves", by_tier_and_domain(metrics)),
-        "rollouts": ("Rollouts", some_rollouts(rows, tokenizer)),
-        "groups": ("Groups: what is learned is the difference within one", some_groups(rows, tokenizer)),
+        "rollouts": ("Rollouts", some_rollouts(spread, tokenizer)),
+        "groups": ("Groups: what is learned is the difference within one", some_groups(newest, tokenizer)),
     }
     shown = {name: section for name, section in sections.items() if section[1]}
     links = "".join(f'<a href="#{name}">{name}</a>' for name in shown)
@@ -198,24 +200,32 @@ def _curve(metrics: list[dict], cut: str, numbers: dict[str, int], measure: str,
 # --- rollouts -------------------------------------------------------------------------------------------------------
 
 
+def some_rows(log: Path) -> tuple[list[dict], list[dict]]:
+    """Rollouts evenly spread over a log, and its newest: of a long log no more is parsed or held in memory."""
+    total = sum(1 for _ in read_lines(log)) if log.exists() else 0
+    if not total:
+        return [], []
+    count = min(ROLLOUTS, total)
+    spread = {(i + 1) * total // count - 1 for i in range(count)}
+    return read_rollouts(log, spread), read_rollouts(log, range(total - NEWEST, total))
+
+
 def some_rollouts(rows: list[dict], tokenizer: Tokenizer) -> str:
-    """Rollouts evenly spread over the log, the newest first, and menus that filter them."""
-    count = min(ROLLOUTS, len(rows))
-    kept = [rows[(i + 1) * len(rows) // count - 1] for i in reversed(range(count))]
+    """The rollouts, the newest first, and menus that filter them."""
     menus = []
     for tag in TAGS:
-        there = {tags(row)[tag] for row in kept} - {""}
+        there = {tags(row)[tag] for row in rows} - {""}
         words = [word for word in WORDS.get(tag, sorted(there)) if word in there]
         choices = "".join(f'<option value="{escape(word)}">{escape(word)}</option>' for word in words)
         menus.append(f'<label>{tag} <select name="{tag}"><option value="">all</option>{choices}</select></label>')
     told = '<p class="quiet">What the policy drew is <span class="drawn">green</span>, what was put in, tool results '
     told += 'and the chat around them, is <span class="inserted">grey</span>.</p>'
     shown = f'<div class="filters">{"".join(menus)}<span class="quiet" id="shown"></span></div>'
-    return told + shown + "".join(_card(row, tokenizer, with_question=True) for row in kept) if kept else ""
+    return told + shown + "".join(_card(row, tokenizer, with_question=True) for row in rows[::-1]) if rows else ""
 
 
 def some_groups(rows: list[dict], tokenizer: Tokenizer) -> str:
-    """The newest groups that taught something, their rollouts side by side."""
+    """The last of these groups that taught something, their rollouts side by side."""
     whole = [group for group in groups(rows) if len(group) > 1 and any(row.get("advantage") for row in group)]
     text = []
     for number, group in enumerate(reversed(whole[-GROUPS:])):

@@ -6,7 +6,7 @@
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from harness.options import require
@@ -17,18 +17,20 @@ TAGS = ("tier", "domain", "verdict", "call", "gate")
 WORDS = {"verdict": ("right", "wrong"), "call": ("call", "no-call"), "gate": ("open", "shut")}  # of all runs
 
 
-def read_rollouts(path) -> list[dict]:
-    """The rows of a `rollouts.jsonl`. ValueError naming file and line for a line that is no rollout."""
+def read_rollouts(path, wanted: Container[int] | None = None) -> list[dict]:
+    """The rows of a `rollouts.jsonl`; where lines are `wanted`, counted from 0, no others. ValueError naming file and
+    line for a line that is no rollout."""
     rows: list[dict] = []
-    lines = read_lines(Path(path))
-    for number, line in enumerate(lines if lines != [""] else [], start=1):
+    for number, line in enumerate(read_lines(Path(path))):
+        if wanted is not None and number not in wanted:
+            continue
         try:
             row = json.loads(line)
             tags(row), parts(row["ids"], row["sampled"])
             _ = row["stop"], row["score"]["cost"] + row.get("advantage", 0), row["task"]["id"], row["task"]["question"]
             _ = [*row["task"]["choices"], row["task"]["answer"], row["score"]["reward"], row["calls"]]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}:{number}: not a rollout ({error!r})") from None
+            raise ValueError(f"{path}:{number + 1}: not a rollout ({error!r})") from None
         rows.append(row)
     return rows
 

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -116,9 +117,9 @@ class Run:
         for name in LOGS:
             log = self.path / name
             if log.exists():
-                kept = [line for line in read_lines(log) if _before(line, self.state["step"])]
                 partial = log.with_name(f".{name}.partial")
-                partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+                with open(partial, "w", encoding="utf-8") as file:
+                    file.writelines(f"{line}\n" for line in read_lines(log) if _before(line, self.state["step"]))
                 os.replace(partial, log)
 
     @contextlib.contextmanager
@@ -288,9 +289,11 @@ def _read_state(checkpoint: Path) -> tuple[str, dict]:
     return "", state
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a log, a half-written last one included. (str.splitlines also splits at U+2028 and U+0085.)"""
-    return path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a log, one at a time, a half-written last one included: one of rollouts may not fit into memory."""
+    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+        for line in file:
+            yield line.removesuffix("\n")
 
 
 def _line(name: str, row: dict) -> str:

@@ -128,6 +128,18 @@ def test_thirty_rollouts_are_spread_over_the_run_the_newest_first(tmp_path, coun
     assert not count or steps[0] == count
 
 
+def test_of_a_long_log_no_more_is_parsed_than_shown(tmp_path):
+    """Catches a page that takes as much memory as the run has rollouts, at each validation. Lines that are none stand
+    for those that nobody reads."""
+    rows = [rollout(step + 1, name=f"t{step}") for step in range(3000)]
+    run = make_run(tmp_path / "run", rows)
+    lines = (run / "rollouts.jsonl").read_text(encoding="utf-8").splitlines()
+    lines[5:2595] = ["{" if (number + 1) % 100 else line for number, line in enumerate(lines[5:2595], start=5)]
+    (run / "rollouts.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    html = page(run, CONFIG, TOKENIZER)
+    assert re.findall(r"<span>step (\d+)</span>", html) == [str(step) for step in range(3000, 0, -100)]
+
+
 def test_a_groups_rollouts_stand_together_with_their_advantages(tmp_path):
     """Catches rollouts of two groups in one, a bar on the wrong side, and a group that taught nothing."""
     rows = [rollout(1, i % 2) for i in range(4)] + [rollout(2, 1) | {"advantage": 0.0} for _ in range(4)]
