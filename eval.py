@@ -32,7 +32,8 @@ from model import Qwen3
 from reward import Score, score
 from sampler import Rollout, rollout
 from tools import Translator
-from translation.service import BudgetSpent, open_translator
+from translation.engines import NoMoreTranslations
+from translation.service import open_translator
 
 MEASURES = ("accuracy", "tool_rate", "cost")
 Outcome = tuple[Rollout, Score]
@@ -154,7 +155,7 @@ def main(argv: list[str] | None = None) -> None:
             for group in wanted:
                 found = evaluate(*policy, groups[group], translator, options, options.mode, temperature, options.seed)
                 outcomes.setdefault(name, {})[group] = found
-    except BudgetSpent as reason:  # CacheFailed and LanguageMissing, too
+    except NoMoreTranslations as reason:
         sys.exit(f"stopped: {reason}; nothing was written, and what --cache holds is not asked for again")
     everything = {name: [o for group in by_group.values() for o in group] for name, by_group in outcomes.items()}
     cuts = {"group": {name: {g: summary(o) for g, o in by_group.items()} for name, by_group in outcomes.items()}}

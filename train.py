@@ -56,7 +56,8 @@ from logprob import plan, policy_logps
 from model import Qwen3
 from reward import score
 from sampler import Rollout, rollout
-from translation.service import BudgetSpent, open_translator
+from translation.engines import NoMoreTranslations
+from translation.service import open_translator
 
 
 @dataclass(frozen=True)
@@ -361,7 +362,7 @@ def main(argv: list[str] | None = None) -> None:
                 train(config, device)
     except guard.ToolOutage as reason:
         sys.exit(f"stopped in an evaluation: {reason}; --resume goes on from the last checkpoint")
-    except (memory.TornUpdate, BudgetSpent) as reason:
+    except (memory.TornUpdate, NoMoreTranslations) as reason:
         sys.exit(f"stopped: {reason}; --resume goes on from the last checkpoint")
 
 

@@ -18,7 +18,7 @@ from tiny import world
 from tiny.languages import LexiconTranslator
 from tools import TranslationError
 from translation.cache import Cache
-from translation.engines import BudgetSpent, CacheFailed, Libre, TransientError
+from translation.engines import BudgetSpent, CacheFailed, Libre, NoMoreTranslations, TransientError
 from translation.service import Service
 
 
@@ -189,7 +189,7 @@ def test_a_full_disk_ends_the_run(tmp_path):
     service._cache._writing.db.execute("PRAGMA max_page_count = 1")
     with pytest.raises(CacheFailed, match=r"cache: .*full") as end:
         service.translate(["a" * 100_000], "es")
-    assert isinstance(end.value, BudgetSpent) and not isinstance(end.value, TranslationError)
+    assert isinstance(end.value, NoMoreTranslations) and not isinstance(end.value, TranslationError)
     again = Scripted()
     assert Service(again, tmp_path / "cache").translate(["kept", "b"], "es") == ["KEPT", "B"]
     assert again.requests == [["b"]]

@@ -28,16 +28,20 @@ class TransientError(TranslationError):
         self.wait = wait
 
 
-class BudgetSpent(Exception):
-    """The next request would cost more than is left. No TranslationError: it ends the run, not a rollout."""
+class NoMoreTranslations(Exception):
+    """No TranslationError: it ends the run, not a rollout."""
 
 
-class CacheFailed(BudgetSpent):
-    """The cache cannot be read or written (full, locked, damaged): what is paid for would be lost, so the run ends."""
+class BudgetSpent(NoMoreTranslations):
+    """The next request would cost more than is left."""
 
 
-class LanguageMissing(BudgetSpent, ValueError):
-    """The engine has no such language: each call would fail in the same way, so the run ends with the first."""
+class CacheFailed(NoMoreTranslations):
+    """The cache cannot be read or written (full, locked, damaged): what is paid for would be lost."""
+
+
+class LanguageMissing(NoMoreTranslations, ValueError):
+    """The engine has no such language: each call would fail in the same way."""
 
 
 class Engine:

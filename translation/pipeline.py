@@ -35,7 +35,7 @@ from harness.options import Options, clear_errors, parse, require
 from tiny import world
 from tiny.languages import WORLD, LexiconTranslator
 from translation.checks import RoundTrip, Verdict, verify
-from translation.engines import BudgetSpent
+from translation.engines import NoMoreTranslations
 from translation.journal import Journal
 from translation.page import Outcome, page, report
 from translation.protect import KINDS, Lost, cut, is_plain, protect, restore
@@ -325,7 +325,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         with clear_errors():
             fill(journal, service, tasks, ways, options.kinds, options.workers)
-    except BudgetSpent as stop:
+    except NoMoreTranslations as stop:
         print(in_line(f"{stop}; what is translated is kept, run again to go on"), file=sys.stderr)
         sys.exit(3)
     hops = {code: max(len(way["there"]), len(way["back"] or ())) for code, way in routes.items()}
