@@ -282,9 +282,9 @@ def read(model: Qwen3, cache: Cache, rows: Sequence[int], unread: list[list[int]
     at_once = min(BLOCK, max(1, len(cache.lengths) // 2))
     for first in range(0, len(by_length), at_once):
         index = torch.tensor(block := by_length[first : first + at_once], device=hidden.device)
-        part = cache.take(index)
-        hidden[index] = run_on(model, part, [unread[i] for i in block])
-        cache.put(index, part)
+        taken = cache.take(index)
+        hidden[index] = run_on(model, taken, [unread[i] for i in block])
+        cache.put(index, taken)
 
 
 def run_on(model: Qwen3, cache: Cache, unread: list[list[int]]) -> Tensor:

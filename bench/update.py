@@ -1,9 +1,9 @@
-"""The update's log-probs and gradients: prompts run once, against padded rows and against other trainers' paths.
+"""The update's log-probs and gradients: equal texts run once, against padded rows and against other trainers' paths.
 
     OMP_NUM_THREADS=1 python -m bench.update             # about a minute on one core
     pip install -r requirements-bench.txt                # for the peers, which are left out where they are missing
 
-    shared          logprob.policy_logps: rows laid end to end, each prompt once
+    shared          logprob.policy_logps: rows laid end to end, each prompt once, and each answer
     padded          our model on rows with their prompts, padded, and the head in chunks
     transformers    its model on rows padded as TRL pads them, log_softmax of the answers' logits, gather
     trl             the same with TRL's own head (`add_fused_lm_head`), which its GRPO trainer calls

@@ -223,10 +223,8 @@ def _algorithm(group: Group, lesson: Lesson, config) -> list[str]:
     said = (
         "g = 1, calls are charged" if is_open == 1 else "g = 0, calls are free" if is_open == 0 else f"g = {is_open:g}"
     )
-    weight, formula = (
-        cost_weight(group.rollouts[0].task, config),
-        "c (1 - h)" if config.penalty == "multiply" else "c - h",
-    )
+    weight = cost_weight(group.rollouts[0].task, config)
+    formula = "c (1 - h)" if config.penalty == "multiply" else "c - h"
     lines = [
         f"[7] gspo.confidence ({config.confidence}): kappa = {kappa:.2f}, {told}",
         f"[7] gspo.gate ({config.gate}): {why if config.gate == 'threshold' else ''}{said}",

@@ -206,8 +206,11 @@ def some_rows(log: Path) -> tuple[list[dict], list[dict]]:
     if not total:
         return [], []
     count = min(ROLLOUTS, total)
-    spread = {(i + 1) * total // count - 1 for i in range(count)}
-    return read_rollouts(log, spread), read_rollouts(log, range(total - NEWEST, total))
+    spread = [(i + 1) * total // count - 1 for i in range(count)]
+    newest = range(max(0, total - NEWEST), total)
+    wanted = {*spread, *newest}
+    rows = dict(zip(sorted(wanted), read_rollouts(log, wanted), strict=True))
+    return [rows[i] for i in spread], [rows[i] for i in newest]
 
 
 def some_rollouts(rows: list[dict], tokenizer: Tokenizer) -> str:
