@@ -275,7 +275,7 @@ def test_peak_memory_grows_by_vectors_not_by_logits(monkeypatch):
     """Catches chunks that are all kept until the backward, in whatever attribute or list: the peak would grow by V."""
     monkeypatch.setattr(logprob, "CHUNK_BYTES", 8 * 1000 * 4)
     growth = live_memory(N=96).peak - live_memory(N=32).peak
-    assert growth < (96 - 32) * 80, "80 bytes a row hold a gradient of C = 4 floats and a few vectors, not 1000 logits"
+    assert growth < (96 - 32) * 80, "80 bytes per row hold 4 floats of gradient and a few vectors, not 1000 logits"
 
 
 @not_interpreted
