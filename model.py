@@ -13,8 +13,7 @@ What a token attends to is decided by a *context*. There are three: its own row 
 (`Cache`); and rows laid end to end that share prompts, for training (`Packed`). The layers know none of them: they ask
 `context.attend(q, k, v)`.
 
-Left out: mixture-of-experts, sliding windows, rope scaling and quantised weights. A config that asks for one of
-them is refused with a clear error, never ignored.
+Left out: mixture-of-experts, sliding windows, rope scaling, quantised weights. A config that asks for one is refused.
 
 Shapes: B rows, T time, S keys that may be seen, N tokens of all rows, C channels, H heads, K key/value heads, D head
 dim, L layers, V vocabulary.
@@ -23,6 +22,7 @@ dim, L layers, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import MISSING, asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -208,7 +208,7 @@ class OwnRow:
         return attend(q, k, v, None)
 
 
-GROWTH = 16  # slots by which a cache grows: few enough to waste no memory, enough that copying it is rare
+GROWTH = {"cpu": 16, "cuda": 128}  # slots by which a cache grows: few enough to waste no memory, enough to copy rarely
 
 
 @dataclass
@@ -216,16 +216,15 @@ class Cache:
     """Keys and values of every row, and how many tokens each row holds. Passed in openly, and written in place.
 
     Slot s of a row holds its token at position s, so a row needs no offset, and rows of different lengths need no left
-    padding. Rows that are given different numbers of tokens at once are padded on the *right*. This is sound, because
-
-    - a token attends to the slots up to its own position, so no token of a row sees the padding behind it;
-    - the caller then sets `lengths` back to the tokens that count, so that the row's next tokens overwrite the padding
-      before anything attends to those slots.
+    padding. Rows that are given different numbers of tokens at once are padded on the *right*: no token sees what pads
+    its row, and the caller then sets `lengths` back to the tokens that count, so that the next ones overwrite it.
     """
 
     keys: Tensor  # [L, B, K, slots, D]
     values: Tensor  # [L, B, K, slots, D]
     lengths: Tensor  # [B]
+    recorder: Any = None  # of decoding steps on a GPU (harness/cuda_graph.py): good until keys and values move
+    sees_all_slots: bool = False  # and masks those behind a token, instead of asking which is the last one
 
     def take(self, rows: Tensor) -> Cache:
         """A copy of these rows, in this order, repeats allowed."""
@@ -240,12 +239,14 @@ class Cache:
 
     def keep(self, rows: Tensor) -> None:
         """Only these rows, in this order, repeats allowed: a row that is named twice goes on in two ways."""
+        self.recorder = None
         self.keys = self.keys.index_select(1, rows)  # one after the other: no two copies of both at a time
         self.values = self.values.index_select(1, rows)
         self.lengths = self.lengths[rows]
 
     def extend(self, other: Cache) -> None:
         """Further rows, behind the others."""
+        self.recorder = None
         before, more = len(self.lengths), len(other.lengths)
         self.keys = F.pad(self.keys, (0, 0) * 3 + (0, more))  # as in `keep`
         self.values = F.pad(self.values, (0, 0) * 3 + (0, more))
@@ -257,7 +258,8 @@ class Cache:
         so a cache begins small and grows by `GROWTH` slots at a time."""
         have = self.keys.shape[3]
         if slots > have:
-            more = max(slots - have, GROWTH)
+            self.recorder = None
+            more = max(slots - have, GROWTH[self.keys.device.type])
             self.keys = F.pad(self.keys, (0, 0, 0, more))  # as in `keep`
             self.values = F.pad(self.values, (0, 0, 0, more))
 
@@ -267,9 +269,10 @@ class Cache:
 
     def layers(self, positions: Tensor, dtype: torch.dtype) -> list[CachedLayer]:
         """Each layer's context for tokens at `positions` [B, T]. ValueError if there is no such slot."""
-        S = int(positions.max()) + 1 if positions.numel() else 0  # nobody looks beyond the last token
-        if S > self.keys.shape[3]:
-            raise ValueError(f"the KV cache has {self.keys.shape[3]} slots, position {S - 1} does not fit")
+        slots = self.keys.shape[3]
+        S = slots if self.sees_all_slots or not positions.numel() else int(positions.max()) + 1  # up to the last token
+        if S > slots:
+            raise ValueError(f"the KV cache has {slots} slots, position {S - 1} does not fit")
         visible = torch.arange(S, device=positions.device) <= positions[:, None, :, None]  # [B, 1, T, S]
         mask = additive(visible, dtype)
         layers = zip(self.keys[..., :S, :], self.values[..., :S, :], strict=True)
@@ -289,7 +292,11 @@ class CachedLayer:
         """Write k and v [B, T, K, D] into the cache, then attend to what is in it."""
         rows = torch.arange(len(k), device=k.device)[:, None]
         self.keys[rows, :, self.positions], self.values[rows, :, self.positions] = k, v
-        return attend(q, self.keys.transpose(1, 2), self.values.transpose(1, 2), self.mask)
+        if q.shape[1] > 1:
+            return attend(q, self.keys.transpose(1, 2), self.values.transpose(1, 2), self.mask)
+        # Of a single token the query heads that share a key head take the tokens' place: keys are read once for all.
+        grouped = q[:, 0].unflatten(1, (k.shape[2], -1))  # [B, K, H/K, D]
+        return F.scaled_dot_product_attention(grouped, self.keys, self.values, self.mask).flatten(1, 2)[:, None]
 
 
 @dataclass(frozen=True)
@@ -332,8 +339,7 @@ class PackedRows:
 
 def unfold(heads: Tensor, tokens: Tensor) -> Tensor:
     """Rows of the packed tokens: heads [1, N, H, D] and tokens [B, T] -> [B, T, H, D]."""
-    # An embedding, not heads[0][tokens]: a prompt's token gets gradients from many rows, and an index's backward adds
-    # them in no fixed order on CUDA.
+    # An embedding, not heads[0][tokens]: an index's backward adds the gradients of many rows in no fixed order on CUDA.
     return F.embedding(tokens, heads[0].flatten(1)).unflatten(-1, heads.shape[2:])
 
 
@@ -354,8 +360,7 @@ def read_config(directory) -> Config:
 def load(directory: modeldir.Place, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Qwen3:
     """A `Qwen3` with the weights of a Hugging Face directory: one safetensors file, or shards with an index.
 
-    Every tensor must arrive: ValueError lists the missing, the unexpected and the mis-shaped ones, all at once.
-    FileNotFoundError without weights.
+    Every tensor must arrive: ValueError lists the missing, unexpected and mis-shaped. FileNotFoundError without any.
     """
     config = read_config(directory)
     with torch.device("meta"):
@@ -383,15 +388,10 @@ def save(model: Qwen3, directory: modeldir.Place, like: modeldir.Place | None = 
 
     `like`: a directory whose other files and config fields are kept, such as the one that the model was loaded from.
     """
-    config = {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "rope_scaling": None,
-        **asdict(model.config),
-        "torch_dtype": str(model.embed_tokens.weight.dtype).removeprefix("torch."),
-    }
+    kind = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+    fixed = {"hidden_act": "silu", "attention_bias": False, "rope_scaling": None}
+    dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
+    config = {**kind, **fixed, **asdict(model.config), "torch_dtype": dtype}
     tensors = {
         name if name.startswith("lm_head.") else f"model.{name}": tensor.detach().contiguous()
         for name, tensor in model.state_dict().items()

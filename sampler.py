@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from data import CALL, IM_END, Chat, Task, Tokenizer, encode_prompt
+from harness.cuda_graph import step
 from model import Cache, Qwen3
 from tools import Call, Prices, Translator, calls_in, encode_call, fit_results, run_call
 
@@ -297,7 +298,7 @@ def run_on(model: Qwen3, cache: Cache, unread: list[list[int]]) -> Tensor:
     counts = torch.tensor([len(row) for row in unread], device=device)
     lengths = cache.lengths + counts
     cache.reserve(int(cache.lengths.max()) + ids.shape[1])
-    hidden = model(ids, cache)
+    hidden = step(model, ids, cache) if ids.shape[1] == 1 else model(ids, cache)
     cache.lengths = lengths
     return hidden[torch.arange(len(unread), device=device), (counts - 1).clamp(min=0)]
 

@@ -2,8 +2,10 @@
 
     kernel             the Triton kernel against plain torch and against float64: values and both gradients
     log-probs          time and memory of log-probs and gradients by six ways, where their packages are installed
+    world              the embedded world's rollouts and a training step of it, here and on the CPU: the same?
     step-0.6B, -4B     a training step on random weights: its two phases, tokens per second, memory against the forecast
-    decode-0.6B, -4B   a decoding step against the bandwidth of this GPU, and a whole answer against `generate`
+    decode-0.6B, -4B   a decoding step against the bandwidth of this GPU
+    generate-0.6B, -4B whole answers against `generate`
 
 Nothing is estimated. What is no measurement, the forecast and the least number of bytes to be read, stands in a column
 of its own. On the CPU the same lines run at toy shapes, and there is no memory to tell.
@@ -28,11 +30,14 @@ from bench.memory import PROMPT, shape
 from bench.turns import gpu_clock, in_turns, ratios, spread
 from data import Chat, Task, Tokenizer, encode_prompt, load_tokenizer
 from harness import distributed, forecast
+from harness.cuda_graph import step
 from harness.options import PRESETS
-from harness.rundir import policy_directory
-from model import Config, Qwen3
+from harness.rundir import load_policy, policy_directory
+from model import Cache, Config, Qwen3
 from reward import Score
-from tiny.languages import LexiconTranslator
+from sampler import Rollout, Sampling, rollout
+from tiny.languages import LexiconTranslator, languages
+from tiny.world import tasks as world_tasks
 
 Row = tuple[str, list[str]]  # the table, and the row's cells
 
@@ -46,6 +51,11 @@ TABLES = {  # name: the page that it is for, its title, its columns
         "bench/RESULTS.md",
         "Log-probs and gradients; median (min, max)",
         ["dtype", "N", "way", "seconds", "times ours", "GB beyond the inputs", "distance of the head's gradient"],
+    ),
+    "world": (
+        "bench/RESULTS.md",
+        "The embedded world here and on the CPU: 64 tasks, 8 rollouts of each, and their gradient",
+        ["dtype", "what", "here against the CPU"],
     ),
     "step": (
         "docs/scaling.md",
@@ -286,6 +296,36 @@ def long_task(tokenizer: Tokenizer, chat: Chat, number: int, ids: int) -> Task:
         words += max(1, (ids - length) // 2)
 
 
+# --- the embedded world -----------------------------------------------------------------------------------------------
+
+
+def world(place: Place) -> Iterator[Row]:
+    """Do both devices draw the same ids by the same numbers, and have the same log-probs and gradient of them? In fp32
+    all but the few rollouts whose number falls on a boundary are the same; in bf16 the devices round differently."""
+    count, group = place.pick((64, 8), (3, 2))
+    questions = world_tasks("test", languages(), count, 0)
+    sampling = Sampling(max_new_tokens=96)
+
+    def sampled(device: str, dtype: str) -> tuple[Qwen3, list[Rollout]]:
+        model, tokenizer = load_policy("tiny/eager", device, getattr(torch, dtype))
+        generator = torch.Generator().manual_seed(0)
+        return model, rollout(model, tokenizer, questions, group, LexiconTranslator(), generator, sampling)
+
+    def learned(model: Qwen3, rollouts: list[Rollout]) -> tuple[Tensor, Tensor]:
+        logps, _, drawn = logprob.policy_logps(model, rollouts, 1.0, model.config.vocab_size)
+        logps[drawn].sum().backward()
+        return logps[drawn].detach().cpu(), torch.cat([p.grad.flatten().cpu() for p in model.parameters()])
+
+    for dtype in ("float32", "bfloat16"):
+        (model, here), (reference, there) = sampled(place.device, dtype), sampled("cpu", dtype)
+        same = sum(a.ids == b.ids for a, b in zip(here, there, strict=True))
+        yield "world", [dtype, "rollouts with the same ids", f"{same} of {len(there)}"]
+        logps, gradient = learned(model, there)
+        expected, expected_gradient = learned(reference, there)
+        yield "world", [dtype, "log-probs, relative distance", f"{distance(logps, expected):.1e}"]
+        yield "world", [dtype, "gradient, relative distance", f"{distance(gradient, expected_gradient):.1e}"]
+
+
 # --- a training step --------------------------------------------------------------------------------------------------
 
 
@@ -321,7 +361,7 @@ def alternating() -> Callable[..., Score]:
     return score
 
 
-def step(place: Place, name: str) -> Iterator[Row]:
+def training_step(place: Place, name: str) -> Iterator[Row]:
     """A step with short answers, which makes the moments, and then the one that is measured."""
     config, shape = step_config(place), place.shape(name)
     tokenizer = wide_tokenizer(shape.vocab_size)
@@ -396,14 +436,14 @@ def decode_steps(place: Place, model: Qwen3, rows: int, context: int, steps: int
         ids = first
         cache.lengths = torch.full_like(cache.lengths, context)
         for _ in range(steps):
-            ids = model.logits(model(ids, cache)).argmax(-1)
+            ids = model.logits(step(model, ids, cache)).argmax(-1)
 
     seconds, _ = in_turns({"run": run}, place.repeats, place.clock)
     return [total / steps for total in seconds["run"]]
 
 
 def decode(place: Place, name: str) -> Iterator[Row]:
-    """Steps at the middle of the preset's answers, for three numbers of rows, then whole answers."""
+    """Steps at the middle of the preset's answers, for three numbers of rows."""
     model, rate = random_model(place, place.shape(name), torch.bfloat16), bandwidth(place)
     context, steps = place.pick((PROMPT + 1024, 20), (40, 2))
     for rows in place.pick((1, 24, 64), (1, 3)):
@@ -411,24 +451,29 @@ def decode(place: Place, name: str) -> Iterator[Row]:
         least = to_be_read(model, rows, context) / rate
         told = [f"{1000 * each:.2f}", f"{1000 * least:.2f}", over(least, each), over(rows, each, 0)]
         yield "decode", [name, str(rows), str(context), *(told if each else ["-"] * 4)]
-    yield from answers(place, name, model)
 
 
 @torch.no_grad()
-def greedy(model: Qwen3, ids: Tensor, new: int) -> Tensor:
+def greedy(model: Qwen3, ids: Tensor, new: int, read_token: Callable = step) -> Tensor:
     """The likeliest `new` ids behind ids [B, T]: [B, new]."""
-    cache, found = model.new_cache(len(ids), ids.shape[1] + new), []
-    for _ in range(new):
-        ids = model.logits(model(ids, cache)[:, -1:]).argmax(-1)
-        found.append(ids)
+    cache = model.new_cache(len(ids), ids.shape[1] + new)
+    found = [model.logits(model(ids, cache)[:, -1:]).argmax(-1)]
+    while len(found) < new:
+        found.append(model.logits(read_token(model, found[-1], cache)).argmax(-1))
     return torch.cat(found, 1)
 
 
-def answers(place: Place, name: str, model: Qwen3) -> Iterator[Row]:
+def as_written(model: Qwen3, ids: Tensor, cache: Cache) -> Tensor:
+    """A step kernel by kernel, neither fused nor recorded."""
+    return model(ids, cache)
+
+
+def answers(place: Place, name: str) -> Iterator[Row]:
     """Prompts of random ids, answered greedily by our model and by `generate`, with a growing and a static cache. Both
     are compared by the logits of the prompts' last tokens: of random weights, rounding alone decides which token is the
     likeliest."""
-    rows, prompt, new = place.pick((24, PROMPT, 256), (3, 9, 4))
+    model = random_model(place, place.shape(name), torch.bfloat16)
+    rows, prompt, new = place.pick((24, PROMPT, 128), (3, 9, 4))
     names = [name, str(rows), f"{prompt} + {new}"]
     if importlib.util.find_spec("transformers") is None:
         yield "generate", [*names, "generate", "not installed", "-", "-"]
@@ -444,7 +489,8 @@ def answers(place: Place, name: str, model: Qwen3) -> Iterator[Row]:
 
     with torch.no_grad():
         apart = distance(theirs(ids, logits_to_keep=1).logits[:, -1], model.logits(model(ids)[:, -1]))
-    turns, failed = {"ours": partial(greedy, model, ids, new)}, {}
+    turns = {"ours": partial(greedy, model, ids, new), "ours, as written": partial(greedy, model, ids, new, as_written)}
+    failed = {}
     for kind in ("dynamic", "static"):
         try:
             generate(kind)  # compiles
@@ -454,7 +500,7 @@ def answers(place: Place, name: str, model: Qwen3) -> Iterator[Row]:
     seconds, found = in_turns(turns, min(3, place.repeats), place.clock)
     assert {tuple(ids.shape) for ids in found.values()} == {(rows, new)}, "all of them write as much"
     for way in turns:
-        yield "generate", [*names, way, *timed(seconds, way, "ours"), "-" if way == "ours" else f"{apart:.1e}"]
+        yield "generate", [*names, way, *timed(seconds, way, "ours"), f"{apart:.1e}" if "generate" in way else "-"]
     for way, reason in failed.items():
         yield "generate", [*names, way, reason, "-", "-"]
 
@@ -479,8 +525,11 @@ def as_transformers(place: Place, model: Qwen3):
 PARTS: dict[str, Callable[[Place], Iterator[Row]]] = {
     "kernel": kernel,
     "log-probs": log_probs,
-    "step-0.6B": partial(step, name="0.6B"),
-    "step-4B": partial(step, name="4B"),
+    "world": world,
+    "step-0.6B": partial(training_step, name="0.6B"),
+    "step-4B": partial(training_step, name="4B"),
     "decode-0.6B": partial(decode, name="0.6B"),
     "decode-4B": partial(decode, name="4B"),
+    "generate-0.6B": partial(answers, name="0.6B"),
+    "generate-4B": partial(answers, name="4B"),
 }

@@ -176,11 +176,12 @@ def rollouts(
     Sampling begins before there are gradients and after autograd has let go of everything.
     """
     e = SIZE[dtype]
-    slots = prompt + new + GROWTH  # it may have grown at the last token
+    slots = prompt + new + max(GROWTH.values())  # it may have grown at the last token
     queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     prompts = -(-rows // group)
     cache = 2 * c.num_hidden_layers * keys * e * rows * slots
-    expanded = 2 * queries * e * rows * slots if queries != keys else 0  # one layer's keys and values, for each head
+    readers = (rows + 1) // 2  # rows that read a result together; one layer's keys and values are copied for each head
+    expanded = 2 * queries * e * readers * slots if queries != keys else 0
     decode = expanded + rows * slots + 24 * rows * c.vocab_size  # logits in fp32, log-probs, two copies in fp64
     prefill = prompts * prompt * (e * (3 * c.intermediate_size + 4 * c.hidden_size) + (1 + e) * prompt)
     return {

@@ -149,11 +149,11 @@ def stop_at_divergence(numbers: dict[str, float], model: Qwen3 | None = None) ->
 def finite_states(policy: Qwen3):
     """While a policy samples: Diverged as soon as its states are not finite, before a token is drawn by them."""
 
-    def check(module, inputs, hidden) -> None:
-        if not hidden.isfinite().all():
+    def check(head, inputs) -> None:
+        if not inputs[0].isfinite().all():
             raise Diverged("the policy's states are not finite")
 
-    hook = policy.register_forward_hook(check)
+    hook = policy.lm_head.register_forward_pre_hook(check)
     try:
         yield
     finally:
