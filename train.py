@@ -71,7 +71,7 @@ class Config(TrainingOptions):
     out: Neutral[str] = ""  # run directory (default: runs/ and the tier)
     resume: Neutral[bool] = False  # go on with the run in --out
     lang_tier: Literal["high", "low", "xlow", "all"] = "all"  # languages to train on
-    steps: Count = 140  # training steps
+    steps: Count = 280  # training steps
     prompts: Count = 64  # tasks per step
     group_size: Count = 8  # rollouts per task
     confidence: Literal["native", "group", "probe"] = "native"  # which rollouts tell how well the model does by itself

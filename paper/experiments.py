@@ -143,7 +143,7 @@ def ablations(default: Config, bases: tuple[str, ...]) -> dict[str, list[str]]:
         "gate and penalty": [gated, f"{gated} --penalty multiply", PLAIN],
         "threshold": [f"--threshold {threshold:g}" for threshold in (0.5, default.threshold)],
         "tool noise": ["--tool-noise 0", gated, "--tool-noise 0.1", f"{PLAIN} --tool-noise 0", PLAIN],
-        "steps": [f"--steps {default.steps * factor}" for factor in (1, 2)],
+        "steps": [f"--steps {default.steps // divisor}" for divisor in (2, 1)],
         "group size": [f"--group-size {G * k} --prompts {P // k}" for k in (1, 2)],
         "tool rate of the base": [
             f"{policy} --model {model}" for model in (default.model, *models) for policy in ("base", gated, PLAIN)

@@ -45,7 +45,7 @@ from translation.service import open_translator
 # The version of the defaults that keys refer to. Raise it by one when a default of train.py changes, or what an option
 # or a value of it means: the same differences are then another run. A new option whose default changes no number does
 # not raise it. Results of an older version stay as files and are no longer found.
-DEFAULTS = 2
+DEFAULTS = 3
 
 
 @dataclass(frozen=True)
