@@ -172,10 +172,9 @@ def decode(model: Qwen3, all_rows: list[Row], group_size: int, uniforms: Tensor,
     2. rows whose calls have all run get the results spliced in, and speak again;
     3. rows of one seat that go on differently part; those that have finished leave;
     4. the model reads what each seat has not read yet: `hidden` [U, C] is its state after each seat's last token;
-    5. each row's token is drawn by the row's own number;
-    6. it is written to the row, and may end the turn, which may begin a call.
+    5. each row draws its token by its own number, and writes it.
     """
-    waiting, limit = deque(all_rows), setting.sampling.max_new_tokens
+    waiting = deque(all_rows)
     at_a_time = min(setting.sampling.max_rows or len(waiting), len(waiting))
     block = min(group_size, at_a_time)  # whole groups begin together, and share their prefill
     at_a_time -= at_a_time % block
@@ -195,24 +194,10 @@ def decode(model: Qwen3, all_rows: list[Row], group_size: int, uniforms: Tensor,
                 read_results(row, setting)
         seats, hidden = part(seats, hidden, cache)  # 3.
         catch_up(model, cache, seats, hidden)  # 4.
-        speaking = [(i, j, row) for i, seat in enumerate(seats) for j, row in enumerate(seat) if row.is_speaking]
-        if not speaking:
-            if unfinished := [future for seat in seats for row in seat for future in row.running if not future.done()]:
-                wait(unfinished, return_when=FIRST_COMPLETED)
-            continue
-        # 5. Seats that do not speak ride along: one product over all of them is faster than picking the others out.
-        seat, place, rows = (list(column) for column in zip(*speaking, strict=True))
-        numbers = uniforms.new_zeros(len(seats), max(map(len, seats)))  # [U, M] of each seat's rows
-        numbers[seat, place] = uniforms[[row.index for row in rows], [len(row.ids) for row in rows]]
-        tokens, logps = draw(model.logits(hidden), numbers.to(hidden.device), setting)
-        for row, token, logp in zip(rows, tokens[seat, place].tolist(), logps[seat, place].tolist(), strict=True):  # 6.
-            row.write([token], sampled=True, logps=[logp])
-            if token == setting.tokenizer.id(IM_END):
-                end_turn(row, setting)
-            elif token == setting.tokenizer.control.get("<|endoftext|>"):  # Qwen3's other end token
-                row.stop = "end"
-            if row.is_speaking and len(row.ids) >= limit:
-                row.stop = "length"
+        if any(row.is_speaking for seat in seats for row in seat):
+            speak(model, seats, hidden, uniforms, setting)  # 5.
+        elif unfinished := [future for seat in seats for row in seat for future in row.running if not future.done()]:
+            wait(unfinished, return_when=FIRST_COMPLETED)
 
 
 def prefill(model: Qwen3, rows: list[Row], setting: Setting) -> tuple[list[Seat], Tensor, Cache]:
@@ -307,6 +292,26 @@ def pad(rows: list[list[int]], device) -> Tensor:
     """Rows of ids as one tensor [B, T], zeros on the right."""
     longest = max(map(len, rows))
     return torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
+
+
+def speak(model: Qwen3, seats: list[Seat], hidden: Tensor, uniforms: Tensor, setting: Setting) -> None:
+    """A token for each row that is speaking. It may end the row's turn, which may begin a call.
+
+    Seats that do not speak ride along: one product over all of them is faster than picking the others out.
+    """
+    speaking = [(i, j, row) for i, seat in enumerate(seats) for j, row in enumerate(seat) if row.is_speaking]
+    seat, place, rows = (list(column) for column in zip(*speaking, strict=True))
+    numbers = uniforms.new_zeros(len(seats), max(map(len, seats)))  # [U, M] of each seat's rows
+    numbers[seat, place] = uniforms[[row.index for row in rows], [len(row.ids) for row in rows]]
+    tokens, logps = draw(model.logits(hidden), numbers.to(hidden.device), setting)
+    for row, token, logp in zip(rows, tokens[seat, place].tolist(), logps[seat, place].tolist(), strict=True):
+        row.write([token], sampled=True, logps=[logp])
+        if token == setting.tokenizer.id(IM_END):
+            end_turn(row, setting)
+        elif token == setting.tokenizer.control.get("<|endoftext|>"):  # Qwen3's other end token
+            row.stop = "end"
+        if row.is_speaking and len(row.ids) >= setting.sampling.max_new_tokens:
+            row.stop = "length"
 
 
 def draw(logits: Tensor, uniforms: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
