@@ -208,7 +208,7 @@ class OwnRow:
         return attend(q, k, v, None)
 
 
-GROWTH = {"cpu": 16, "cuda": 128}  # slots by which a cache grows: few enough to waste no memory, enough to copy rarely
+GROWTH = 16  # slots by which a cache grows: few enough to waste no memory, enough that copying it is rare
 
 
 @dataclass
@@ -259,7 +259,7 @@ class Cache:
         have = self.keys.shape[3]
         if slots > have:
             self.recorder = None
-            more = max(slots - have, GROWTH[self.keys.device.type])
+            more = max(slots - have, GROWTH if self.keys.is_cpu else 8 * GROWTH)  # a GPU records its step anew
             self.keys = F.pad(self.keys, (0, 0, 0, more))  # as in `keep`
             self.values = F.pad(self.values, (0, 0, 0, more))
 
@@ -268,7 +268,7 @@ class Cache:
         return self.lengths[:, None] + torch.arange(T, device=self.lengths.device)
 
     def layers(self, positions: Tensor, dtype: torch.dtype) -> list[CachedLayer]:
-        """Each layer's context for tokens at `positions` [B, T]. ValueError if there is no such slot."""
+        """Each layer's context for tokens at `positions` [B, T]. ValueError without such a slot, unless it sees all."""
         slots = self.keys.shape[3]
         S = slots if self.sees_all_slots or not positions.numel() else int(positions.max()) + 1  # up to the last token
         if S > slots:

@@ -12,9 +12,10 @@ weights and keys takes 3.2. Left out: all but the step. A prefill has work enoug
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache as once
 
 import torch
 from torch import Tensor
@@ -53,16 +54,16 @@ class Recording:
     """`model(ids, cache)` for one token per row of this cache, while its keys and values stay where they are."""
 
     def __init__(self, model: Qwen3, cache: Cache):
-        self.ids = torch.zeros(len(cache.lengths), 1, dtype=torch.long, device=cache.lengths.device)
+        device = cache.lengths.device
+        self.ids = torch.zeros(len(cache.lengths), 1, dtype=torch.long, device=device)
         self.cache = replace(cache, lengths=cache.lengths.clone(), recorder=None, sees_all_slots=True)
-        self.graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with fused_layers():
-            with torch.cuda.stream(stream):  # compiles, and makes workspaces; what it writes is rewritten
+        self.graph, stream = torch.cuda.CUDAGraph(), side_stream(device)
+        # Of this device, not of the current one; and other threads, which run tools, may use a GPU meanwhile.
+        with torch.cuda.device(device), fused_layers():
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # compiles; what it writes is rewritten
                 model(self.ids, self.cache)
-            torch.cuda.current_stream().wait_stream(stream)
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
                 self.hidden = model(self.ids, self.cache)
 
     def replay(self, ids: Tensor, lengths: Tensor) -> Tensor:
@@ -72,17 +73,27 @@ class Recording:
         return self.hidden
 
 
-@once
+@functools.cache
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which this device's steps are recorded: one, since libraries keep a workspace for each."""
+    return torch.cuda.Stream(device)
+
+
+@functools.cache
 def fused():
-    """A layer whose norms, rotations and sums are a few kernels each; rounded where the layer as written rounds."""
+    """A layer whose norms, rotations and sums are a few kernels each, rounded where the layer as written rounds.
+
+    torch compiles a function for eight kinds of shapes at most; beyond that, and without Triton, it is as written.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return Layer.forward
     return torch.compile(Layer.forward, options={"emulate_precision_casts": True})
 
 
 @contextmanager
 def fused_layers():
     """Inside, the layers of every model run fused."""
-    as_written = Layer.forward
-    Layer.forward = fused()  # type: ignore[method-assign]
+    as_written, Layer.forward = Layer.forward, fused()  # type: ignore[method-assign]
     try:
         yield
     finally:

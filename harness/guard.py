@@ -147,7 +147,7 @@ def stop_at_divergence(numbers: dict[str, float], model: Qwen3 | None = None) ->
 
 @contextlib.contextmanager
 def finite_states(policy: Qwen3):
-    """While a policy samples: Diverged as soon as its states are not finite, before a token is drawn by them."""
+    """While a policy samples: Diverged before a token is drawn from a state that is not finite."""
 
     def check(head, inputs) -> None:
         if not inputs[0].isfinite().all():

@@ -1,5 +1,7 @@
 """A decoding step that is recorded: when it is, and that it computes what the step as written does."""
 
+import importlib.util
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -10,7 +12,7 @@ from data import load_tokenizer
 from harness import cuda_graph
 from harness.cuda_graph import Recorder, Recording, step
 from harness.rundir import load_policy, policy_directory
-from model import Cache, Config, Qwen3
+from model import Cache, Config, Layer, Qwen3
 from sampler import Sampling, rollout
 from tiny.languages import LexiconTranslator, languages
 from tiny.world import tasks
@@ -92,6 +94,61 @@ def test_a_single_token_attends_as_the_last_of_many(heads, key_heads):
     cache = model.new_cache(3, 7)
     model(ids[:, :6], cache)
     torch.testing.assert_close(model(ids[:, 6:], cache)[:, 0], model(ids)[:, 6], atol=2e-5, rtol=0)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    """What a recording asks of CUDA, written down: (what, of which stream or device)."""
+    asked = []
+
+    @contextmanager
+    def noted(what, given=None, **options):
+        asked.append((what, options.get("stream", given)))
+        yield
+
+    class Stream:
+        def wait_stream(self, other):
+            asked.append(("wait", self))
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: noted("device", device))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: noted("warm up", stream))
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **options: noted("record", **options))
+    one = Stream()
+    monkeypatch.setattr(cuda_graph, "side_stream", lambda device: one)
+    return asked, one
+
+
+@torch.no_grad()
+def test_a_step_is_recorded_on_the_device_of_its_cache_and_on_one_stream(qwen, no_gpu, monkeypatch):
+    """Catches an empty graph of another GPU, whose replay returns the same state for ever, and a workspace for each."""
+    asked, one = no_gpu
+    monkeypatch.setattr(cuda_graph, "fused", lambda: Layer.forward)
+    cache = qwen.new_cache(2, 4)
+    Recording(qwen, cache)
+    assert asked == [("device", cache.lengths.device), ("wait", one), ("warm up", one), ("record", one)]
+    assert cache.lengths.tolist() == [0, 0], "the cache's own are those of its rows"
+
+
+@torch.no_grad()
+def test_a_recording_that_fails_leaves_the_layers_as_written(qwen, no_gpu, monkeypatch):
+    """Catches a training step through layers that were fused for decoding."""
+
+    def fails(*given):
+        raise RuntimeError("no compiler")
+
+    before = Layer.forward
+    monkeypatch.setattr(cuda_graph, "fused", lambda: fails)
+    with pytest.raises(RuntimeError, match="no compiler"):
+        Recording(qwen, qwen.new_cache(2, 4))
+    assert Layer.forward is before
+
+
+def test_without_triton_layers_are_recorded_as_written(monkeypatch):
+    """Catches a decoder that needs a compiler where the trainer does not."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert cuda_graph.fused.__wrapped__() is Layer.forward
 
 
 @needs_gpu
