@@ -2,7 +2,7 @@
 
     kernel             the Triton kernel against plain torch and against float64: values and both gradients
     log-probs          time and memory of log-probs and gradients by six ways, where their packages are installed
-    world              the embedded world's rollouts and a training step of it, here and on the CPU: the same?
+    world              the embedded world's rollouts and their gradient, here and on the CPU: the same?
     step-0.6B, -4B     a training step on random weights: its two phases, tokens per second, memory against the forecast
     decode-0.6B, -4B   a decoding step against the bandwidth of this GPU
     generate-0.6B, -4B whole answers against `generate`
@@ -31,11 +31,11 @@ from bench.turns import gpu_clock, in_turns, ratios, spread
 from data import Chat, Task, Tokenizer, encode_prompt, load_tokenizer
 from harness import distributed, forecast
 from harness.cuda_graph import step
-from harness.options import PRESETS
+from harness.options import PRESETS, Options
 from harness.rundir import load_policy, policy_directory
 from model import Cache, Config, Qwen3
 from reward import Score
-from sampler import Rollout, Sampling, rollout
+from sampler import Rollout, rollout
 from tiny.languages import LexiconTranslator, languages
 from tiny.world import tasks as world_tasks
 
@@ -304,7 +304,7 @@ def world(place: Place) -> Iterator[Row]:
     all but the few rollouts whose number falls on a boundary are the same; in bf16 the devices round differently."""
     count, group = place.pick((64, 8), (3, 2))
     questions = world_tasks("test", languages(), count, 0)
-    sampling = Sampling(max_new_tokens=96)
+    sampling = Options().sampling("free")
 
     def sampled(device: str, dtype: str) -> tuple[Qwen3, list[Rollout]]:
         model, tokenizer = load_policy("tiny/eager", device, getattr(torch, dtype))
