@@ -324,14 +324,14 @@ def draw(logits: Tensor, uniforms: Tensor, setting: Setting) -> tuple[Tensor, Te
     logits = logits[:, : setting.tokenizer.size].float() / (temperature or 1.0)
     if setting.sampling.mode == "forbidden":
         logits[:, setting.tokenizer.id(CALL)] = -torch.inf
-    logps = logits.log_softmax(-1)  # [U, V]
+    probabilities = logits.softmax(-1)  # [U, V]
     if temperature == 0:
-        tokens = logps.argmax(-1, keepdim=True).expand_as(uniforms)
+        tokens = logits.argmax(-1, keepdim=True).expand_as(uniforms)
     else:
-        cumulative = logps.double().exp().cumsum(-1)
+        cumulative = probabilities.cumsum(-1, dtype=torch.float64)
         numbers = uniforms * cumulative[:, -1:]  # the last one is 1 but for rounding
         tokens = torch.searchsorted(cumulative, numbers, right=True)  # right: a token of probability 0 is never drawn
-    return tokens, logps.gather(-1, tokens)
+    return tokens, probabilities.gather(-1, tokens).log()
 
 
 def end_turn(row: Row, setting: Setting) -> None:
