@@ -259,7 +259,7 @@ class Cache:
         have = self.keys.shape[3]
         if slots > have:
             self.recorder = None
-            more = max(slots - have, GROWTH if self.keys.is_cpu else 8 * GROWTH)  # a GPU records its step anew
+            more = max(slots - have, GROWTH if self.keys.is_cpu else 16 * GROWTH)  # a GPU records its step anew
             self.keys = F.pad(self.keys, (0, 0, 0, more))  # as in `keep`
             self.values = F.pad(self.values, (0, 0, 0, more))
 
@@ -295,8 +295,9 @@ class CachedLayer:
         if q.shape[1] > 1:
             return attend(q, self.keys.transpose(1, 2), self.values.transpose(1, 2), self.mask)
         # Of a single token the query heads that share a key head take the tokens' place: keys are read once for all.
-        grouped = q[:, 0].unflatten(1, (k.shape[2], -1))  # [B, K, H/K, D]
-        return F.scaled_dot_product_attention(grouped, self.keys, self.values, self.mask).flatten(1, 2)[:, None]
+        grouped = q[:, 0].unflatten(1, (k.shape[2], -1)) * q.shape[-1] ** -0.5  # [B, K, H/K, D]
+        weights = (grouped @ self.keys.mT + self.mask).softmax(-1)  # [B, K, H/K, S]
+        return (weights @ self.values).flatten(1, 2)[:, None]
 
 
 @dataclass(frozen=True)
@@ -388,10 +389,9 @@ def save(model: Qwen3, directory: modeldir.Place, like: modeldir.Place | None = 
 
     `like`: a directory whose other files and config fields are kept, such as the one that the model was loaded from.
     """
-    kind = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
-    fixed = {"hidden_act": "silu", "attention_bias": False, "rope_scaling": None}
+    kind = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_act": "silu", "attention_bias": False}
     dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
-    config = {**kind, **fixed, **asdict(model.config), "torch_dtype": dtype}
+    config = {**kind, **asdict(model.config), "torch_dtype": dtype}
     tensors = {
         name if name.startswith("lm_head.") else f"model.{name}": tensor.detach().contiguous()
         for name, tensor in model.state_dict().items()

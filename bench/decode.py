@@ -7,10 +7,10 @@ A step runs the model on one token of each row behind `--context` others, and dr
 itself on tensors of the step's sizes:
 
     products    of the seven weights of each layer and of the head, over as many rows
-    attention   over the keys and values of all layers
-    draw        of a token by its number: log-probs and their sums in fp64, over the vocabulary
+    attention   over the keys and values of all layers, the new ones written to the cache
+    draw        of a token by its number: probabilities and their sums in fp64, over the vocabulary
 
-What is left of the step are norms, rotary embeddings, SwiGLU's own arithmetic, writing to the cache, and Python.
+What is left of the step are norms, rotary embeddings, SwiGLU's own arithmetic, and Python.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from bench.memory import SHAPES, shape
 from bench.turns import in_turns, ratios, spread
 from harness.options import Options
 from harness.rundir import load_policy
-from model import Qwen3, attend
+from model import Qwen3
 from sampler import InLine, Setting, draw
 
 
@@ -43,8 +43,9 @@ def parts(model: Qwen3, rows: int, context: int, setting: Setting) -> dict[str, 
     """The whole step first, then each part by itself."""
     c, cache = model.config, model.new_cache(rows, context + 1)
     ids, numbers = torch.zeros(rows, 1, dtype=torch.long), torch.linspace(0, 0.999, rows, dtype=torch.float64)[:, None]
-    queries, logits = torch.randn(rows, 1, c.num_attention_heads, c.head_dim), torch.randn(rows, c.vocab_size)
-    layers = cache.layers(torch.full((rows, 1), context), torch.float32)
+    heads = (c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads)
+    q, k, v = (torch.randn(rows, 1, count, c.head_dim) for count in heads)
+    logits, layers = torch.randn(rows, c.vocab_size), cache.layers(torch.full((rows, 1), context), torch.float32)
 
     def step() -> None:
         cache.lengths.fill_(context)
@@ -52,7 +53,7 @@ def parts(model: Qwen3, rows: int, context: int, setting: Setting) -> dict[str, 
 
     def attention() -> None:
         for layer in layers:
-            attend(queries, layer.keys.transpose(1, 2), layer.values.transpose(1, 2), layer.mask)
+            layer.attend(q, k, v)
 
     def drawing() -> None:
         draw(logits, numbers, setting)

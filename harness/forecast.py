@@ -176,13 +176,13 @@ def rollouts(
     Sampling begins before there are gradients and after autograd has let go of everything.
     """
     e = SIZE[dtype]
-    slots = prompt + new + 8 * GROWTH  # a GPU's cache may have grown at the last token
+    slots = prompt + new + 16 * GROWTH  # a GPU's cache may have grown at the last token
     queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     prompts = -(-rows // group)
     cache = 2 * c.num_hidden_layers * keys * e * rows * slots
     readers = (rows + 1) // 2  # rows that read a result together; one layer's keys and values are copied for each head
     expanded = 2 * queries * e * readers * slots if queries != keys else 0
-    decode = expanded + rows * slots + 24 * rows * c.vocab_size  # logits in fp32, log-probs, two copies in fp64
+    decode = expanded + rows * slots + 24 * rows * c.vocab_size  # two in fp32, sums and a copy in fp64
     prefill = prompts * prompt * (e * (3 * c.intermediate_size + 4 * c.hidden_size) + (1 + e) * prompt)
     return {
         **held(c, dtype, ranks, lora),
