@@ -1,7 +1,7 @@
 """Rollouts against `transformers.generate`, and with tools against generating turn by turn, as trainers around it do.
 
     pip install -r requirements-bench.txt
-    OMP_NUM_THREADS=1 python -m bench.rollouts          # some minutes on one core
+    OMP_NUM_THREADS=1 python -m bench.rollouts          # some minutes on one core, and 6 GB for the last line
 
 Both sides run the same weights and draw by the same rule with the same numbers (a logits processor hands `generate` its
 tokens), so they must write the same ids; rounding may part a row in a hundred. A turn of the peer is one call of
@@ -13,11 +13,13 @@ Left out: servers such as vLLM, which are no libraries to call on a CPU.
 
 import argparse
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from bench.gpu_parts import Place, as_transformers, random_model, wide_tokenizer
+from bench.memory import SHAPES, shape
 from bench.turns import in_turns, ratios, spread
 from data import IM_END, encode_prompt
 from harness.options import Options
@@ -32,7 +34,7 @@ class Case:
     """What is sampled: so many tasks, so many rollouts of each."""
 
     name: str
-    policy: str
+    policy: str  # a directory, or a published shape, of random weights
     count: int
     group_size: int
     mode: str
@@ -43,6 +45,7 @@ CASES = [
     Case("256 rows, no tools", "tiny", 256, 1, "forbidden"),
     Case("32 groups of 8, no tools", "tiny", 32, 8, "forbidden"),
     Case("64 groups of 8, half of them call", "tiny/eager", 64, 8, "free"),
+    Case("8 rows, no tools, shape of 0.6B", "0.6B", 8, 1, "forbidden"),
 ]
 
 
@@ -64,19 +67,24 @@ def generate_turn(peer, rows: list[Row], numbers: Tensor, setting: Setting) -> l
     longest, limit = max(map(len, held)), setting.sampling.max_new_tokens
     ids = torch.tensor([[0] * (longest - len(row)) + row for row in held])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in held])
-    begins, end = torch.tensor([len(row.ids) for row in rows]), setting.tokenizer.id(IM_END)
+    begins, ends = torch.tensor([len(row.ids) for row in rows]), end_tokens(setting)
     drawn = DrawnByNumbers(numbers[[row.index for row in rows]], begins, longest, setting)
     new = peer.generate(
         ids,
         attention_mask=mask,
         max_new_tokens=limit - int(begins.min()),
         do_sample=False,
-        eos_token_id=end,
-        pad_token_id=end,
+        eos_token_id=ends,
+        pad_token_id=ends[0],
         logits_processor=[drawn],
     )[:, longest:].tolist()
-    turns = [turn[: turn.index(end) + 1] if end in turn else turn for turn in new]
-    return [turn[: limit - len(row.ids)] for row, turn in zip(rows, turns, strict=True)]
+    lengths = [next((i for i, token in enumerate(turn, 1) if token in ends), len(turn)) for turn in new]
+    return [turn[: min(n, limit - len(row.ids))] for row, turn, n in zip(rows, new, lengths, strict=True)]
+
+
+def end_tokens(setting: Setting) -> list[int]:
+    """The end of a turn, and Qwen3's other end token."""
+    return [setting.tokenizer.id(IM_END), setting.tokenizer.control["<|endoftext|>"]]
 
 
 def turn_by_turn(peer, tokenizer, questions, group_size: int, translator, generator, sampling: Sampling):
@@ -101,6 +109,8 @@ def close(row: Row, setting: Setting) -> None:
         end_turn(row, setting)
         if row.running:
             read_results(row, setting)
+    elif row.ids[-1] in end_tokens(setting):
+        row.stop = "end"
     if row.stop is None and len(row.ids) >= setting.sampling.max_new_tokens:
         row.stop = "length"
 
@@ -111,15 +121,26 @@ def agreement(ours: list[Rollout], theirs: list[Rollout]) -> float:
     return sum(same) / len(same)
 
 
-def measure(case: Case, repeats: int) -> str:
-    """The case's line of the table."""
+def both(policy: str):
+    """The policy: our model, its tokenizer, and the same weights in the class of `transformers`."""
     import transformers
 
-    model, tokenizer = load_policy(case.policy)
-    peer = transformers.AutoModelForCausalLM.from_pretrained(policy_directory(case.policy), dtype=torch.float32).eval()
+    if policy in SHAPES:
+        place = Place("cpu", toy=False)
+        model = random_model(place, shape(policy), torch.float32)
+        return model, wide_tokenizer(model.config.vocab_size), as_transformers(place, model)
+    peer = transformers.AutoModelForCausalLM.from_pretrained(policy_directory(policy), dtype=torch.float32).eval()
+    return *load_policy(policy), peer
+
+
+def measure(case: Case, repeats: int) -> str:
+    """The case's line of the table."""
+    model, tokenizer, peer = both(case.policy)
     questions = tasks("test", languages("low"), case.count, "bench")
     rest = (questions, case.group_size, LexiconTranslator())
     sampling = Options().sampling(case.mode)
+    if case.policy in SHAPES:  # sharpened: of random weights all tokens are nearly as likely, and rounding would decide
+        sampling = replace(sampling, temperature=0.05, max_new_tokens=32)
 
     def by(sampler, policy):
         return lambda: sampler(policy, tokenizer, *rest, torch.Generator().manual_seed(0), sampling)
@@ -134,7 +155,7 @@ def measure(case: Case, repeats: int) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="turns; the table has the medians")
-    parser.add_argument("--cases", default="1,2,3,4", help="which of the four lines, separated by commas")
+    parser.add_argument("--cases", default="1,2,3,4,5", help="which of the five lines, separated by commas")
     parser.add_argument("--rows", type=int, help="so many tasks in each case, instead of its own number")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # CPU seconds of several threads cannot be compared
@@ -142,7 +163,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{'':36}     ours generate   times as fast      same rows")
     for number in args.cases.split(","):
         case = CASES[int(number) - 1]
-        case = Case(case.name, case.policy, args.rows, case.group_size, case.mode) if args.rows else case
+        case = replace(case, count=args.rows) if args.rows else case
         print(measure(case, args.repeats), flush=True)
 
 
