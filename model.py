@@ -294,7 +294,7 @@ class CachedLayer:
         self.keys[rows, :, self.positions], self.values[rows, :, self.positions] = k, v
         if q.shape[1] > 1:
             return attend(q, self.keys.transpose(1, 2), self.values.transpose(1, 2), self.mask)
-        # Of a single token the query heads that share a key head take the tokens' place: keys are read once for all.
+        # One token: the H/K query heads of a key head are the rows of one product, so that keys are read once for all.
         grouped = q[:, 0].unflatten(1, (k.shape[2], -1)) * q.shape[-1] ** -0.5  # [B, K, H/K, D]
         weights = (grouped @ self.keys.mT + self.mask).softmax(-1)  # [B, K, H/K, S]
         return (weights @ self.values).flatten(1, 2)[:, None]

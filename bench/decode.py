@@ -8,7 +8,7 @@ itself on tensors of the step's sizes:
 
     products    of the seven weights of each layer and of the head, over as many rows
     attention   over the keys and values of all layers, the new ones written to the cache
-    draw        of a token by its number: probabilities and their sums in fp64, over the vocabulary
+    draw        of a token by its number: probabilities, summed in fp64, over the vocabulary
 
 What is left of the step are norms, rotary embeddings, SwiGLU's own arithmetic, and Python.
 """
@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 import torch
 
+from bench.gpu_parts import wide_tokenizer
 from bench.memory import SHAPES, shape
 from bench.turns import in_turns, ratios, spread
 from harness.options import Options
@@ -73,7 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # CPU seconds of several threads cannot be compared
     model, tokenizer = load_policy("tiny")
-    model = model if args.shape == "tiny" else Qwen3(shape(args.shape))
+    if args.shape != "tiny":
+        model, tokenizer = Qwen3(shape(args.shape)), wide_tokenizer(shape(args.shape).vocab_size)
     setting = Setting(tokenizer, None, InLine(), Options().sampling("free"))
     seconds, _ = in_turns(parts(model, args.rows, args.context, setting), args.repeats)
     print(f"{args.shape}, {args.rows} rows of {args.context} ids; CPU seconds of one thread, median (min, max)")

@@ -4,9 +4,9 @@
     OMP_NUM_THREADS=1 python -m bench.rollouts          # some minutes on one core, and 6 GB for the last line
 
 Both sides run the same weights and draw by the same rule with the same numbers (a logits processor hands `generate` its
-tokens), so they must write the same ids; rounding may part a row in a hundred. A turn of the peer is one call of
-`generate` on all rows that are still speaking, with everything that they hold so far as their prompt; where rows share
-a prompt, it is run for each of them.
+tokens), so they must write the same ids; rounding may part a row in a hundred, or one. A turn of the peer is one call
+of `generate` on all rows that are still speaking, with everything that they hold so far as their prompt; where rows
+share a prompt, it is run for each of them.
 
 Left out: servers such as vLLM, which are no libraries to call on a CPU.
 """
@@ -147,7 +147,8 @@ def measure(case: Case, repeats: int) -> str:
 
     seconds, found = in_turns({"ours": by(rollout, model), "generate": by(turn_by_turn, peer)}, repeats)
     share = agreement(found["ours"], found["generate"])
-    assert share >= 0.99, f"{case.name}: both sides write the same, but only in {share:.1%} of the rows"
+    parted = max(1, len(found["ours"]) // 100)
+    assert 1 - share <= parted / len(found["ours"]), f"{case.name}: both sides wrote the same in only {share:.1%}"
     medians = (f"{statistics.median(seconds[side]):9.2f}" for side in ("ours", "generate"))
     return f"{case.name:36}{''.join(medians)}   {spread(ratios(seconds, 'generate', 'ours'))}{share:9.1%}"
 
@@ -161,8 +162,10 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)  # CPU seconds of several threads cannot be compared
     print(f"CPU seconds, one thread; median (min, max) of the ratios of {args.repeats} turns")
     print(f"{'':36}     ours generate   times as fast      same rows")
-    for number in args.cases.split(","):
-        case = CASES[int(number) - 1]
+    numbers = {str(number): case for number, case in enumerate(CASES, 1)}
+    if unknown := [word for word in args.cases.split(",") if word not in numbers]:
+        parser.error(f"--cases {unknown[0]}: there are {', '.join(numbers)}")
+    for case in (numbers[word] for word in args.cases.split(",")):
         case = replace(case, count=args.rows) if args.rows else case
         print(measure(case, args.repeats), flush=True)
 

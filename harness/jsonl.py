@@ -24,7 +24,7 @@ SPLITS = ("trained", "held-out", "synthetic")
 
 # Real languages by the size of their part of CC-100 (data.statmt.org/cc-100, compressed): high from 5 GB, low from
 # 100 MB, xlow below or absent. 22 are trained on (8 + 7 + 7), 9 are held out (3 + 3 + 3). The rule and the choice are
-# ours: the paper's own list is not in our source.
+# ours: the paper's own list is not known to us.
 _LANGUAGES = {
     ("high", "trained"): "de es fr id ja ru vi zh",
     ("high", "held-out"): "it pt th",

@@ -3,7 +3,7 @@
     policies -> points (accuracy, cost) by seed -> share of [0, 1] and [0, 0.5], by tier, for each set
 
 Called by comparisons.py. A share depends on the set, so that a share without its set says nothing. The paper states its
-87% beside an unconstrained policy, over a range of prices that our source does not give: that set comes first.
+87% beside an unconstrained policy, over a range of prices that is not known to us: that set comes first.
 
 Beside each share stand nulls, policies without a gate that are put in the gated one's place: a coin that translates as
 often, a router at its cost, and a plain cost of the same weight. What they win too is no merit of the gate.

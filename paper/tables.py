@@ -138,7 +138,7 @@ def pareto_sections(by_weight: dict[str, list[dict]], default: str) -> list[str]
         "what stands in its place: a coin that translates as often (from the gated policy's own outcomes with the tool "
         "forbidden and forced), the router whose cost is nearest, the plain cost of the same weight. What they win too "
         "is no merit of the gate. ± is over all choices of one seed for each policy. The paper states "
-        f"{PAPER_PARETO}% beside an unconstrained policy, over prices that our source does not give."
+        f"{PAPER_PARETO}% beside an unconstrained policy, over prices that are not known to us."
     )
     found = [section(f"Pareto shares, cost weight {default}", note, ["set", "prices", "languages", *contenders], rows)]
     shares = {
