@@ -223,3 +223,9 @@ def test_what_reproduced_is_what_the_results_say():
     for name, words in ((f"plain-{weight}", "it unlearns {} of right calls"), (ours, "the gate {}")):
         rates = [f"{100 * policies[name]['mixed_reversed'][tier]:.1f}" for tier in ("high", "low")]
         assert words.format(f"{' / '.join(rates)}%") in rows[-1][4]
+    ahead = [
+        entry["at equal cost"][0]
+        for entry in summary["over-suppression"]
+        if (entry["form"], entry["cost weight"]) == ("default", weight)
+    ]
+    assert f"At equal cost the gate has {min(ahead):.1f} to {max(ahead):.1f} points more" in rows[-1][4]
