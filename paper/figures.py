@@ -21,7 +21,7 @@ from paper.introspection import by_language
 from paper.measures import Point, frontier
 from paper.tables import titled
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = "osD^vPX*"
 REFERENCES = ("base", "never translate", "always translate", "oracle", "forbidden", "unconstrained")  # grey: no family
 
@@ -54,11 +54,7 @@ def draw(out: Path, pool: dict[str, Policy], ours: str, columns: dict, languages
     members = families(pool)
     points = {name: [policy.point(trained) for policy in policies] for name, policies in members.items()}
     points = {name: rows for name, rows in points.items() if " on " not in name}  # those of our policy's own outcomes
-    colours = itertools.cycle(COLOURS)
-    styles = {
-        name: (marker, "#777777" if name in REFERENCES else next(colours))
-        for name, marker in zip(points, itertools.cycle(MARKERS), strict=False)
-    }
+    styles = styles_of(list(points))
     weights = {
         name: {policy.name.rpartition("-")[2]: policy.point(trained) for policy in members[name]}
         for name in ("plain", family)
@@ -74,6 +70,20 @@ def draw(out: Path, pool: dict[str, Policy], ours: str, columns: dict, languages
         figure.savefig(out / f"{name}.png", dpi=130)
         plt.close(figure)
         print(f"written to {out / name}.png")
+
+
+def styles_of(names: list[str]) -> dict[str, dict]:
+    """How to draw each family: references grey, a joint form as its family with hollow marks and a broken line."""
+    markers, coloured = itertools.cycle(MARKERS), itertools.cycle(zip(COLOURS, MARKERS, strict=True))
+    styles = {}
+    for name in names:
+        if name in REFERENCES:
+            styles[name] = {"color": "#777777", "marker": next(markers)}
+        elif (form := name.removeprefix("joint-")) != name and form in styles:
+            styles[name] = {**styles[form], "markerfacecolor": "white", "linestyle": "--"}
+        else:
+            styles[name] = dict(zip(("color", "marker"), next(coloured), strict=True))
+    return styles
 
 
 def emergence(plt, curves: list[dict]):
@@ -105,9 +115,8 @@ def plane(plt, points: dict, styles: dict, weights: dict):
     figure, axis = plt.subplots(figsize=(8, 5.2), layout="constrained")
     lines = {}
     for name, rows in points.items():
-        marker, colour = styles[name]
         lines[name] = np.array(sorted((cost, 100 * accuracy) for accuracy, cost in rows))
-        axis.plot(*lines[name].T, color=colour, marker=marker, markersize=7, linewidth=1.2, label=name)
+        axis.plot(*lines[name].T, **styles[name], markersize=7, linewidth=1.2, label=name)
     axis.set(
         xlabel="cost per task (1 = one call of mean length)",
         ylabel="reward (accuracy x 100)",
@@ -118,15 +127,14 @@ def plane(plt, points: dict, styles: dict, weights: dict):
         return figure
     inset = axis.inset_axes([0.36, 0.06, 0.63, 0.58])
     for name in weights:
-        marker, colour = styles[name]
-        inset.plot(*lines[name].T, color=colour, marker=marker, markersize=5, linewidth=1)
+        inset.plot(*lines[name].T, **styles[name], markersize=5, linewidth=1)
     (left, low), (right, high) = lines[name].min(0), lines[name].max(0)
     inset.set(xlim=(left - 0.13, right + 0.08), ylim=(low - 2, high + 2))
     inset.tick_params(labelsize=8)
     inset.text(0.97, 0.05, "numbers: cost weight", transform=inset.transAxes, ha="right", fontsize=8)
     axis.indicate_inset_zoom(inset, edgecolor="#777777")
     figure.draw_without_rendering()  # so that places on the page are known
-    write_beside(inset, {name: (styles[name][1], found) for name, found in weights.items()})
+    write_beside(inset, {name: (styles[name]["color"], found) for name, found in weights.items()})
     return figure
 
 
@@ -170,10 +178,9 @@ def utilities(plt, points: dict, styles: dict):
         2, 1, figsize=(8, 4.8), sharex=True, layout="constrained", gridspec_kw={"height_ratios": [12, 1]}
     )
     for name, line in lines.items():
-        marker, colour = styles[name]
-        axis.plot(prices, line, color=colour, marker=marker, markevery=50, markersize=5, linewidth=1.2, label=name)
+        axis.plot(prices, line, **styles[name], markevery=50, markersize=5, linewidth=1.2, label=name)
     for i, name in enumerate(names):
-        strip.fill_between(prices, 0, 1, where=winner == i, color=styles[name][1], linewidth=0, step="mid")
+        strip.fill_between(prices, 0, 1, where=winner == i, color=styles[name]["color"], linewidth=0, step="mid")
         if (winner == i).mean() > 0.08:
             strip.text(
                 prices[winner == i].mean(),

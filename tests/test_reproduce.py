@@ -11,7 +11,7 @@ from helpers import ROOT, base_directory, call_main
 from data import CALL, encode_prompt
 from harness.options import Neutral
 from harness.rundir import load_policy
-from paper import comparisons, experiments, outcomes, overlap, reproduce, runs
+from paper import comparisons, experiments, figures, outcomes, overlap, reproduce, runs
 from paper.experiments import FREELY, ROUTED, Job
 from paper.runs import ReproduceOptions
 from train import Config
@@ -27,6 +27,16 @@ def test_packed_values_come_back(name, values):
     """Catches a unit that is applied once, a type too small for what it holds, a sign that is lost."""
     unit = outcomes.UNITS[name]
     assert outcomes.unpack(outcomes.pack(values, unit), unit).tolist() == values
+
+
+def test_no_two_families_are_drawn_alike():
+    """Catches two lines of one colour with one mark, once there are more families than colours."""
+    jobs = [job for job in experiments.all_jobs(Config()) if job.experiment != "ablations"]
+    names = [*figures.REFERENCES, "router", *(experiments.family_of(job.name) for job in jobs)]
+    styles = figures.styles_of(list(dict.fromkeys(names)))
+    assert {"joint-native", "joint-plain", "priced", "clipped"} <= styles.keys()
+    assert len({tuple(sorted(style.items())) for style in styles.values()}) == len(styles)
+    assert styles["joint-plain"]["color"] == styles["plain"]["color"]
 
 
 def test_groups_and_languages_render_the_same_items():
