@@ -208,7 +208,7 @@ class OwnRow:
         return attend(q, k, v, None)
 
 
-GROWTH = 16  # slots by which a cache grows: few enough to waste no memory, enough that copying it is rare
+GROWTH, GPU_GROWTH = 16, 256  # slots by which a cache grows: copied rarely; a GPU records its step anew as well
 
 
 @dataclass
@@ -255,11 +255,11 @@ class Cache:
 
     def reserve(self, slots: int) -> None:
         """Room for at least so many tokens in each row. Few rows are long, and `keep` copies every slot that there is:
-        so a cache begins small and grows by `GROWTH` slots at a time."""
+        so a cache begins small and grows by some slots at a time."""
         have = self.keys.shape[3]
         if slots > have:
             self.recorder = None
-            more = max(slots - have, GROWTH if self.keys.is_cpu else 16 * GROWTH)  # a GPU records its step anew
+            more = max(slots - have, GROWTH if self.keys.is_cpu else GPU_GROWTH)
             self.keys = F.pad(self.keys, (0, 0, 0, more))  # as in `keep`
             self.values = F.pad(self.values, (0, 0, 0, more))
 

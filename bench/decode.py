@@ -75,7 +75,8 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)  # CPU seconds of several threads cannot be compared
     model, tokenizer = load_policy("tiny")
     if args.shape != "tiny":
-        model, tokenizer = Qwen3(shape(args.shape)), wide_tokenizer(shape(args.shape).vocab_size)
+        model = Qwen3(shape(args.shape))
+        tokenizer = wide_tokenizer(model.config.vocab_size)
     setting = Setting(tokenizer, None, InLine(), Options().sampling("free"))
     seconds, _ = in_turns(parts(model, args.rows, args.context, setting), args.repeats)
     print(f"{args.shape}, {args.rows} rows of {args.context} ids; CPU seconds of one thread, median (min, max)")

@@ -4,9 +4,9 @@
     OMP_NUM_THREADS=1 python -m bench.rollouts          # some minutes on one core, and 6 GB for the last line
 
 Both sides run the same weights and draw by the same rule with the same numbers (a logits processor hands `generate` its
-tokens), so they must write the same ids; rounding may part a row in a hundred, or one. A turn of the peer is one call
-of `generate` on all rows that are still speaking, with everything that they hold so far as their prompt; where rows
-share a prompt, it is run for each of them.
+tokens), so they must write the same ids; rounding may part a row in a hundred. A turn of the peer is one call of
+`generate` on all rows that are still speaking, with everything that they hold so far as their prompt; where rows share
+a prompt, it is run for each of them.
 
 Left out: servers such as vLLM, which are no libraries to call on a CPU.
 """
@@ -147,8 +147,7 @@ def measure(case: Case, repeats: int) -> str:
 
     seconds, found = in_turns({"ours": by(rollout, model), "generate": by(turn_by_turn, peer)}, repeats)
     share = agreement(found["ours"], found["generate"])
-    parted = max(1, len(found["ours"]) // 100)
-    assert 1 - share <= parted / len(found["ours"]), f"{case.name}: both sides wrote the same in only {share:.1%}"
+    assert share >= 0.99, f"{case.name}: both sides write the same, but only in {share:.1%} of the rows"
     medians = (f"{statistics.median(seconds[side]):9.2f}" for side in ("ours", "generate"))
     return f"{case.name:36}{''.join(medians)}   {spread(ratios(seconds, 'generate', 'ours'))}{share:9.1%}"
 

@@ -24,7 +24,7 @@ from harness.rundir import policy_directory
 from harness.tasks import check_prompts, evaluation_tasks, is_tiny, training_tasks
 from harness.template import remark, require_a_free_start
 from logprob import CHUNK_BYTES
-from model import GROWTH, Config, read_config
+from model import GPU_GROWTH, Config, read_config
 
 SIZE = {"float64": 8, "float32": 4, "bfloat16": 2}
 FREE = 0.05  # of the memory that should stay free: for what is left out above
@@ -176,7 +176,7 @@ def rollouts(
     Sampling begins before there are gradients and after autograd has let go of everything.
     """
     e = SIZE[dtype]
-    slots = prompt + new + 16 * GROWTH  # a GPU's cache may have grown at the last token
+    slots = prompt + new + GPU_GROWTH  # a GPU's cache may have grown at the last token
     queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     prompts = -(-rows // group)
     cache = 2 * c.num_hidden_layers * keys * e * rows * slots
