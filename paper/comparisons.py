@@ -2,95 +2,22 @@
 
     {name: Policy} -> policy_summary, summarise, shifted -> summary.json
 
-Called by reproduce.py and figures.py. A policy has one set of outcomes per seed, on the same items, so differences are
-paired. [mean, deviation] is over seeds; an interval is a 95% percentile bootstrap over items of the mean over seeds.
-"Reward" is accuracy x 100, as in the paper.
+Called by reproduce.py. [mean, deviation] is over seeds; an interval is a 95% percentile bootstrap over items of the
+mean over seeds. "Reward" is accuracy x 100, as in the paper.
 
-Left out: the formulas, which are in measures.py, shares of prices (pareto.py), languages (introspection.py), and how
-anything is printed (tables.py, figures.py).
+Left out: what a policy is (policies.py), the formulas, which are in measures.py, shares of prices (pareto.py),
+languages (introspection.py), and how anything is printed (tables.py, figures.py).
 """
-
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from eval import paired_difference
-from paper.measures import (
-    Point,
-    at_cost,
-    frontier,
-    headroom_recovered,
-    languages_resampled,
-    oracle,
-    route,
-    share_of,
-    spread,
-    tune_threshold,
-)
+from paper.experiments import PRICES
+from paper.measures import Point, at_cost, frontier, headroom_recovered, languages_resampled, share_of, spread, utility
 from paper.pareto import CUTS, coin_points, share_of_prices, shares_by_set
+from paper.policies import GROUPS, REVERSED, TRAINED, Policy, families, masks, weight_of
 
-TRAINED = ("high", "low", "xlow")
-HELD_OUT = tuple(f"held-out {tier}" for tier in TRAINED)
-GROUPS = (*TRAINED, *HELD_OUT, "synthetic")
 ALONE = ("base", "never translate", "always translate", "unconstrained")  # no member of a family
-
-
-@dataclass(frozen=True)
-class Policy:
-    """A row of the tables: outcomes on the test items, one dict (measure -> [N]) for each seed."""
-
-    name: str
-    family: str  # policies that differ in the price alone: together they are a frontier
-    command: str
-    seeds: list[dict[str, np.ndarray]]
-    validation: Point | None = None  # (accuracy, cost) of what train.py chose, on validation items, mean over seeds
-    curves: list[dict] = field(default_factory=list)  # of its training, by seed
-
-    def mean(self, measure: str) -> np.ndarray:
-        """Mean over seeds of each item's value, [N]."""
-        return np.mean([seed[measure] for seed in self.seeds], axis=0)
-
-    def point(self, mask: np.ndarray, seed: int | None = None) -> Point:
-        """(accuracy, cost) on the chosen items, of one seed or of all."""
-        seeds = self.seeds if seed is None else [self.seeds[min(seed, len(self.seeds) - 1)]]
-        return tuple(float(np.mean([one[name][mask].mean() for one in seeds])) for name in ("correct", "cost"))
-
-    def points(self, mask: np.ndarray) -> list[Point]:
-        """(accuracy, cost) on the chosen items with each seed."""
-        return [self.point(mask, seed) for seed in range(len(self.seeds))]
-
-    def mixed_reversed(self, tier: str) -> float:
-        """The share of right answers with a call that training punished, in groups that also hold a wrong answer: the
-        mean over training and over seeds. NaN where nothing is known."""
-        curves = [curve["tier"][tier]["mixed_reversed_rate"] for curve in self.curves if tier in curve["tier"]]
-        values = [value for curve in curves for value in curve if value is not None]
-        return float(np.mean(values)) if values else float("nan")
-
-
-def routers(models: list[dict], prices: Sequence[float], suffix: str) -> list[Policy]:
-    """The hand-made router, one for each price, and the oracle: both choose between a model's own outcomes with the
-    tool forbidden and forced, so that they differ from that model in *when* it calls and in nothing else.
-
-    models: for each seed, evaluation ("test/forbidden", ...) -> measure -> [N]. The threshold on the log-prob of the
-    native answer is the best one on validation items. The native attempt costs nothing, the call what it costs.
-    """
-    found, source = [], "no training: from the outcomes with the tool forbidden and forced"
-    for price in prices:
-        seeds = []
-        for model in models:
-            threshold = tune_threshold(model["validation/forbidden"], model["validation/forced"], price)
-            native = model["test/forbidden"]
-            seeds.append(route(native["logp"] < threshold, native, model["test/forced"]))
-        found.append(Policy(f"router{suffix} {price:g}", f"router{suffix}", source, seeds))
-    best = [oracle(model["test/forbidden"], model["test/forced"]) for model in models]
-    return [*found, Policy(f"oracle{suffix}", f"oracle{suffix}", source, best)]
-
-
-def masks(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The groups of languages, and "trained", the three tiers that RL trains on together."""
-    found = {group: columns["group"] == group for group in GROUPS}
-    return {"trained": np.isin(columns["group"], TRAINED), **found}
 
 
 def policy_summary(policy: Policy, pool: dict[str, Policy], columns: dict) -> dict:
@@ -118,7 +45,8 @@ def policy_summary(policy: Policy, pool: dict[str, Policy], columns: dict) -> di
     trained = masks(columns)["trained"]
     points = policy.points(trained)
     if policy.curves:
-        out["mixed_reversed"] = {tier: round(policy.mixed_reversed(tier), 4) for tier in TRAINED}
+        for name, mixed in REVERSED.items():
+            out[name] = {tier: round(policy.punished(tier, mixed), 4) for tier in TRAINED}
     if "oracle" in pool:
         limits = base.point(trained)[0], pool["oracle"].point(trained)[0]
         out["headroom"] = spread([headroom_recovered(accuracy, *limits) for accuracy, _ in points])
@@ -129,9 +57,12 @@ def policy_summary(policy: Policy, pool: dict[str, Policy], columns: dict) -> di
     return out
 
 
-def summarise(pool: dict[str, Policy], ours: str, columns: dict, own: dict[str, list[dict]]) -> dict:
-    """What compares policies on the test items. `ours` names the gated policy with the default options; own: its
-    outcomes "free", "forbidden" and "forced", by seed, for the coin; empty if they are not there."""
+def summarise(
+    pool: dict[str, Policy], last: dict[str, Policy], ours: str, columns: dict, own: dict[str, list[dict]]
+) -> dict:
+    """What compares policies on the test items. `last`: those of `pool` that have a last checkpoint, at that. `ours`
+    names the gated policy with the default options; own: its outcomes "free", "forbidden" and "forced", by seed, for
+    the coin; empty if they are not there."""
     family = ours.rpartition("-")[0]
     found = {"at full reward": cheapest_at_full_reward(pool, family)}
     found["pareto"] = {
@@ -139,21 +70,14 @@ def summarise(pool: dict[str, Policy], ours: str, columns: dict, own: dict[str, 
         for name in sorted(pool, key=weight_of)
         if pool[name].family == family
     }
-    found["over-suppression"] = over_suppression(pool, family, columns)
+    found["over-suppression"] = over_suppression(pool, last, family, columns)
+    found["utility"] = utilities(pool, family, columns)
     if ours in pool:
         found["dominance"] = dominance(pool, family, columns)
         found["domains"] = domain_table(pool[ours], columns)
     if prices := [float(name.split()[1]) for name in pool if name.startswith("priced ")]:
         found["price"] = against_price(pool, columns, prices)
     return found
-
-
-def weight_of(name: str) -> float:
-    """The cost weight in a policy's name, FAMILY-WEIGHT; infinite for one that is in no family."""
-    try:
-        return float(name.rpartition("-")[2])
-    except ValueError:
-        return float("inf")
 
 
 # --- Pareto shares and frontiers --------------------------------------------------------------------------------
@@ -178,35 +102,48 @@ def pareto(pool: dict[str, Policy], gated: str, columns: dict, own: dict[str, li
     return shares_by_set(points, nulls)
 
 
-def over_suppression(pool: dict[str, Policy], family: str, columns: dict) -> list[dict]:
+def over_suppression(pool: dict[str, Policy], last: dict[str, Policy], family: str, columns: dict) -> list[dict]:
     """The plain cost beside the gate at each cost weight that both have, in the default form of the advantage and in
-    the joint one, tier by tier: reward, cost and `mixed_reversed` of both, the difference in reward with its interval,
-    and "at equal cost", the gated policy's reward less what the family of plain costs has for as much."""
+    the joint one, tier by tier: reward, cost and what training punished of both, the difference in reward with its
+    interval, and "at equal cost", of the best checkpoints and of the last ones."""
     found = []
+    # RL without the tool was evaluated at its best checkpoint alone.
+    ends = {name: policy for name, policy in pool.items() if name == "forbidden"}
     for prefix in ("", "joint-"):
         plain = [policy for policy in pool.values() if policy.family == f"{prefix}plain"]
-        ends = [
-            pool[name] for name in ("unconstrained", "forbidden") if name in pool
-        ]  # a weight of 0, and one too high
-        every = [*plain, *ends]
         for one in sorted(plain, key=lambda policy: weight_of(policy.name)):
             weight = one.name.rpartition("-")[2]
             if (other := pool.get(f"{prefix}{family}-{weight}")) is None:
                 continue
             for tier in TRAINED:
                 mask = masks(columns)[tier]
-                reachable = [policy.point(mask) for policy in every]
-                ahead = [accuracy - at_cost(reachable, cost) for accuracy, cost in other.points(mask)]
                 difference = paired_difference(one.mean("correct")[mask], other.mean("correct")[mask])
                 row = {"form": prefix.removesuffix("-") or "default", "cost weight": weight, "tier": tier}
                 for name, policy in (("plain", one), ("gated", other)):
                     accuracy, cost = policy.point(mask)
                     row[name] = {"reward": round(100 * accuracy, 2), "cost": round(cost, 4)}
-                    row[name]["mixed_reversed"] = round(policy.mixed_reversed(tier), 4)
+                    row[name] |= {rate: round(policy.punished(tier, mixed), 4) for rate, mixed in REVERSED.items()}
                 row["difference"] = [round(100 * value, 2) for value in difference]
-                row["at equal cost"] = [round(100 * value, 2) for value in spread(ahead)]
+                row["at equal cost"] = at_equal_cost(pool, other.name, f"{prefix}plain", mask)
+                if other.name in last:
+                    row["at equal cost, last"] = at_equal_cost(ends | last, other.name, f"{prefix}plain", mask)
                 found.append(row)
     return found
+
+
+def at_equal_cost(pool: dict[str, Policy], name: str, family: str, mask: np.ndarray) -> list[float]:
+    """[points, deviation]: the reward of the policy `name` less what `family` has for as much. The family reaches from
+    a weight of 0, the unconstrained policy, to one that is too high, RL without the tool; between two members a coin
+    may choose. Of the means over seeds; the deviation is over the seeds, the same of all policies."""
+    members = [policy for policy in pool.values() if policy.family == family]
+    members += [pool[end] for end in ("unconstrained", "forbidden") if end in pool]
+
+    def ahead(seed: int | None) -> float:
+        accuracy, cost = pool[name].point(mask, seed)
+        return accuracy - at_cost([member.point(mask, seed) for member in members], cost)
+
+    by_seed = [ahead(seed) for seed in range(len(pool[name].seeds))]
+    return [round(100 * ahead(None), 2), round(100 * spread(by_seed)[1], 2)]
 
 
 def shifted(policies: dict[str, Policy], columns: dict) -> dict[str, dict[str, list[float]]]:
@@ -247,14 +184,6 @@ def paying_prices(pool: dict[str, Policy], columns: dict) -> float:
     return min(1.0, max(gains))
 
 
-def families(pool: dict[str, Policy]) -> dict[str, list[Policy]]:
-    """Policies by family; the family's utility at a price is that of its best member."""
-    found = {}
-    for policy in pool.values():
-        found.setdefault(policy.family, []).append(policy)
-    return found
-
-
 def dominance(pool: dict[str, Policy], ours: str, columns: dict) -> dict:
     """Against each other family: the share of the prices at which a call can pay where `ours` has more utility."""
     highest, trained = paying_prices(pool, columns), masks(columns)["trained"]
@@ -288,6 +217,17 @@ def against_price(pool: dict[str, Policy], columns: dict, prices: list[float]) -
             "others": best,
         }
     return out
+
+
+def utilities(pool: dict[str, Policy], family: str, columns: dict) -> dict[str, dict[str, dict[str, float]]]:
+    """Family -> cost weight trained for -> price -> utility over the trained tiers: of the gated policies and of the
+    plain costs. Training and judgement may differ in what a call is worth."""
+    trained, found = masks(columns)["trained"], {}
+    for policy in sorted(pool.values(), key=lambda policy: weight_of(policy.name)):
+        if policy.family in (family, "plain"):
+            at_price = {f"{price:g}": round(float(utility(policy.point(trained), price)), 4) for price in PRICES}
+            found.setdefault(policy.family, {})[policy.name.rpartition("-")[2]] = at_price
+    return found
 
 
 def domain_table(policy: Policy, columns: dict) -> dict:

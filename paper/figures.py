@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from paper.comparisons import TRAINED, Policy, families, masks
 from paper.introspection import by_language
 from paper.measures import Point, frontier
+from paper.policies import TRAINED, Policy, families, masks
 from paper.tables import titled
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")

@@ -62,6 +62,34 @@ def calibrated(free: list[dict], forbidden: list[dict], forced: list[dict]) -> l
     return [{name: round(value, 4) for name, value in row.items()} for row in bins]
 
 
+def follows(free: list[dict], forbidden: list[dict], forced: list[dict], columns: dict) -> dict[str, dict]:
+    """Does a call go by ignorance or by its value? Over cells of items, the correlation (Pearson's) of the mean
+    probability of a call with the share of wrong answers without the tool, and with what a call brings; all seeds
+    together. Small cells blur the second more, since it is a difference of two measured outcomes."""
+
+    def means(outcomes: list[dict], name: str) -> np.ndarray:
+        return np.mean([one[name] for one in outcomes], axis=0)
+
+    native = means(forbidden, "correct")
+    p, wrong, gain = means(free, "call_p"), 1 - native, means(forced, "correct") - native
+    by_tier = np.array([name.rpartition("-")[0] for name in columns["language"]])
+    tables = {"tier and domain": [by_tier, columns["domain"]]}
+    tables["language, domain and level"] = [columns[name] for name in TABLES]
+    found = {}
+    for table, parts in tables.items():
+        _, cell = np.unique(np.array([" ".join(names) for names in zip(*parts, strict=True)]), return_inverse=True)
+        count = np.bincount(cell)
+        called, alone, brings = (np.bincount(cell, values) / count for values in (p, wrong, gain))
+        found[table] = {"cells": len(count), "wrong alone": _pearson(called, alone), "gain": _pearson(called, brings)}
+    return found
+
+
+def _pearson(x: np.ndarray, y: np.ndarray) -> float:
+    """NaN where one of them is constant."""
+    with np.errstate(invalid="ignore"):
+        return round(float(np.corrcoef(x, y)[0, 1]), 3)
+
+
 def by_language(outcomes: dict, name: str, columns: dict) -> np.ndarray:
     """[L, N]: the measure of each language's items; every language renders the same N items in the same order."""
     return outcomes[name].reshape(len(dict.fromkeys(columns["language"])), -1)

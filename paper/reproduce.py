@@ -22,9 +22,9 @@ import numpy as np
 from harness.options import clear_errors, parse, require
 from harness.rundir import write_json
 from paper import comparisons, experiments, figures, goals, introspection, overlap, tables
-from paper.comparisons import Policy
 from paper.experiments import ROUTED, Job
 from paper.outcomes import columns, item_set, key_of, load_result, outcomes, without_nan
+from paper.policies import Policy, routers
 from paper.runs import ReproduceOptions, command, configuration, pending_runs, run_all, seeds_of
 
 Found = dict[Job, list[dict]]  # the results of each job, by seed
@@ -90,11 +90,14 @@ def policy_pool(found: Found, options: ReproduceOptions, part: str = "test", mod
         validation = tuple(float(np.mean([tier[x] for tier in tiers])) for x in ("accuracy", "cost")) if tiers else None
         curves = [result["curves"] for result in results if "curves" in result]
         seeds = [outcomes(result, label) for result in results]
-        pool[name] = Policy(name, family, command(job, "N", options) + words, seeds, validation, curves)
+        shown = command(job, "N", options) + words
+        if part != "test" and not job.trains:  # eval.py draws items of other keys
+            shown = f"python -m paper.reproduce --only {job.name}"
+        pool[name] = Policy(name, family, shown, seeds, validation, curves)
 
     def add_routers(job: Job, suffix: str) -> None:
         parts = [{label: outcomes(result, label) for label in ROUTED} for result in found[job]]
-        pool.update({policy.name: policy for policy in comparisons.routers(parts, experiments.ROUTED_FOR, suffix)})
+        pool.update({policy.name: policy for policy in routers(parts, experiments.ROUTED_FOR, suffix)})
 
     is_whole = (part, mode) == ("test", "free")
     for job, results in found.items():
@@ -172,6 +175,7 @@ def language_sections(found: Found, ours: str, options: ReproduceOptions) -> dic
     return {
         "lift": {name: introspection.lift(**modes, columns=of_languages) for name, modes in lifted.items() if modes},
         "calibration": introspection.calibrated(**languages),
+        "follows": introspection.follows(**languages, columns=of_languages),
         "introspection": introspection.rank_correlations(languages["free"], languages["forbidden"], of_languages),
         "languages": introspection.language_table(**languages, columns=of_languages),
     }
@@ -205,7 +209,8 @@ def write_tables(jobs: list[Job], options: ReproduceOptions) -> None:
     own = in_all_modes(found, ours, "test")
     summary = {"made from": names_of(found), "settings": settings(found, options), "headline": ours}
     summary["policies"] = policy_rows(pool, found, options)
-    summary |= comparisons.summarise(pool, ours, columns(item_set("test", options.items)), own)
+    last = policy_pool(found, options, mode="last")
+    summary |= comparisons.summarise(pool, last, ours, columns(item_set("test", options.items)), own)
     summary["shift"] = shifts(found, ours, options)
     summary |= language_sections(found, ours, options)
     summary["names only"] = names_only(options)

@@ -11,8 +11,8 @@ import re
 
 import numpy as np
 
-from paper.comparisons import GROUPS, TRAINED
 from paper.introspection import PARTS
+from paper.policies import GROUPS, TRAINED
 
 PAPER_GAIN = {"high": 4.6, "low": 23.5, "xlow": 17.5, "synthetic": 18.7}
 PAPER_COST, PAPER_PARETO = 63, 87
@@ -65,12 +65,14 @@ def markdown(summary: dict) -> str:
     parts += pareto_sections(summary["pareto"], summary["headline"].rpartition("-")[2])
     if summary["over-suppression"]:
         parts.append(suppression_section(summary["over-suppression"]))
+    parts += [utility_section(family, weights) for family, weights in summary["utility"].items()]
     if summary["shift"]:
         parts.append(shift_section(summary["shift"]))
     if "dominance" in summary:
         parts.append(frontier_section(summary["dominance"]))
     if "lift" in summary:
         parts += [lift_section(summary["lift"]), calibration_section(summary["calibration"])]
+        parts.append(follows_section(summary["follows"]))
         parts.append(introspection_section(summary["introspection"]))
     for title, key in (("By domain", "domains"), ("By language", "languages")):
         if key in summary:
@@ -153,7 +155,8 @@ def pareto_sections(by_weight: dict[str, list[dict]], default: str) -> list[str]
 
 def suppression_section(entries: list[dict]) -> str:
     def cell(one: dict) -> str:
-        return f"{one['reward']:.1f} at {one['cost']:.2f}, {percent(one['mixed_reversed'])}"
+        rates = f"{percent(one['mixed_reversed'])} / {percent(one['reversed'])}"
+        return f"{one['reward']:.1f} at {one['cost']:.2f}, {rates}"
 
     rows = [
         [
@@ -164,16 +167,25 @@ def suppression_section(entries: list[dict]) -> str:
             cell(entry["gated"]),
             interval(entry["difference"]),
             plus_minus(entry["at equal cost"], 1),
+            plus_minus(entry.get("at equal cost, last"), 1),
         ]
         for entry in entries
     ]
     note = (
-        "Reward at cost, and the share of right answers with a call that training punished in groups that hold a wrong "
-        "answer too. Difference: gated less plain, with its interval over items. At equal cost: gated less what the "
-        "family of plain costs, from unconstrained to no call at all, has for as much; between two a coin may choose."
+        "Reward at cost, and the share of right answers with a call that training punished: in groups that hold a "
+        "wrong answer too / in all groups. Difference: gated less plain, with its interval over items. At equal cost: "
+        "gated less what the family of plain costs, from unconstrained to no call at all, has for as much, between two "
+        "of which a coin may choose; ± over seeds, the same of all policies. Then the same of the last checkpoints."
     )
-    head = ["form", "cost weight", "languages", "plain cost", "gated", "difference", "at equal cost"]
+    head = ["form", "cost weight", "languages", "plain cost", "gated", "difference", "at equal cost", "of the last"]
     return section("Does the plain cost over-suppress?", note, head, rows)
+
+
+def utility_section(family: str, weights: dict) -> str:
+    prices = list(next(iter(weights.values())))
+    rows = [[weight, *(f"{utilities[price]:.3f}" for price in prices)] for weight, utilities in weights.items()]
+    note = "Accuracy - price x cost over the trained tiers, by the cost weight of training and the price of judgement."
+    return section(f"A price other than trained for: {family}", note, ["cost weight", *prices], rows)
 
 
 def shift_section(tables: dict) -> str:
@@ -214,6 +226,14 @@ def calibration_section(bins: list[dict]) -> str:
     )
     names = list(bins[0])
     return section("Calibration of the call", note, names, [[f"{row[name]:.2f}" for name in names] for row in bins])
+
+
+def follows_section(tables: dict) -> str:
+    names = ("wrong alone", "gain")
+    rows = [[table, row["cells"], *(plus_minus([row[name], 0]) for name in names)] for table, row in tables.items()]
+    note = "Correlation of the probability of a call with both, over cells of items. Small cells blur the gain more."
+    head = ["cells by", "cells", "with wrong alone", "with the gain"]
+    return section("Ignorance, or the value of a call?", note, head, rows)
 
 
 def names_only_section(parts: dict) -> str:

@@ -5,7 +5,7 @@ import pytest
 
 from harness.tasks import training_tasks
 from paper import comparisons, goals, introspection, measures, overlap, pareto, tables
-from paper.comparisons import Policy
+from paper.policies import GROUPS, TRAINED, Policy
 from tiny.languages import WORLD
 from tiny.world import Item
 from train import Config
@@ -108,7 +108,7 @@ def test_the_bootstrap_draws_an_item_with_all_its_renderings():
 
 def test_reward_and_cost_kept_are_ratios_to_the_unconstrained_policy():
     """Catches one seed that is measured against one seed and three against three, and a missing tier."""
-    groups = np.array(comparisons.GROUPS)
+    groups = np.array(GROUPS)
     columns = {"group": groups, "domain": groups, "language": groups, "item": groups}
 
     def policy(*seeds):  # (right, cost) in the three tiers, and something else elsewhere
@@ -131,7 +131,7 @@ def test_reward_and_cost_kept_are_ratios_to_the_unconstrained_policy():
 
 def columns_of_tiers() -> dict[str, np.ndarray]:
     """Columns of one item in each group of languages."""
-    groups = np.array(comparisons.GROUPS)
+    groups = np.array(GROUPS)
     return {"group": groups, "domain": np.full(7, "math"), "language": groups, "item": groups}
 
 
@@ -182,7 +182,7 @@ def test_the_gated_policy_is_compared_in_every_set_with_what_else_would_win():
         "forbidden": pool["never translate"].seeds,
         "forced": pool["always translate"].seeds,
     }
-    found = comparisons.summarise(pool, "native-0.5", columns_of_tiers(), own)["pareto"]
+    found = comparisons.summarise(pool, {}, "native-0.5", columns_of_tiers(), own)["pareto"]
     assert list(found) == ["0.5", "2"]
     shares = {(len(e["set"]), e["highest price"], e["cut"]): e["shares"] for e in found["0.5"]}
     assert set(shares) == {(n, r, cut) for n in (2, 3, 4, 5) for r in pareto.RANGES for cut in pareto.CUTS}
@@ -200,7 +200,8 @@ def test_over_suppression_compares_at_the_same_weight_and_at_equal_cost():
     """Catches a family without its unconstrained end, and rates of another tier."""
 
     def curve(rate):
-        return {"tier": {"xlow": {"mixed_reversed_rate": [rate, None]}, "low": {"mixed_reversed_rate": [None, None]}}}
+        of_xlow = {"mixed_reversed_rate": [rate, None], "reversed_rate": [0.75, 0.25]}
+        return {"tier": {"xlow": of_xlow, "low": dict.fromkeys(of_xlow, [None, None])}}
 
     pool = {
         "unconstrained": policy("unconstrained", ([1, 1, 1], [1, 1, 1])),
@@ -208,17 +209,62 @@ def test_over_suppression_compares_at_the_same_weight_and_at_equal_cost():
         "native-1": policy("native-1", ([1, 1, 1], [0, 0, 0.5]), curves=[curve(0.0)]),
         "joint-plain-1": policy("joint-plain-1", ([0, 0, 0], [0, 0, 0])),
     }
-    found = comparisons.over_suppression(pool, "native", columns_of_tiers())
-    assert [(row["form"], row["tier"]) for row in found] == [("default", tier) for tier in comparisons.TRAINED]
+    found = comparisons.over_suppression(pool, {}, "native", columns_of_tiers())
+    assert [(row["form"], row["tier"]) for row in found] == [("default", tier) for tier in TRAINED]
     xlow = found[2]
-    assert xlow["plain"] == {"reward": 0.0, "cost": 0.0, "mixed_reversed": 0.5}
-    assert xlow["gated"] == {"reward": 100.0, "cost": 0.5, "mixed_reversed": 0.0}
+    assert xlow["plain"] == {"reward": 0.0, "cost": 0.0, "reversed": 0.5, "mixed_reversed": 0.5}
+    assert xlow["gated"] == {"reward": 100.0, "cost": 0.5, "reversed": 0.5, "mixed_reversed": 0.0}
     assert xlow["difference"] == [100.0] * 3 and xlow["at equal cost"] == [50.0, 0.0]
     assert np.isnan(found[1]["plain"]["mixed_reversed"]) and found[1]["at equal cost"] == [0.0, 0.0]
     pool["plain-1"] = policy("plain-1", ([1, 1, 1], [0, 0, 1]))
-    assert np.isnan(comparisons.over_suppression(pool, "native", columns_of_tiers())[2]["at equal cost"][0])
+    assert np.isnan(comparisons.over_suppression(pool, {}, "native", columns_of_tiers())[2]["at equal cost"][0])
     pool["forbidden"] = policy("forbidden", ([0, 0, 0], [0, 0, 0]))  # what a plain cost ends at that is too high
-    assert comparisons.over_suppression(pool, "native", columns_of_tiers())[2]["at equal cost"] == [50.0, 0.0]
+    assert comparisons.over_suppression(pool, {}, "native", columns_of_tiers())[2]["at equal cost"] == [50.0, 0.0]
+
+
+def test_at_equal_cost_seeds_are_compared_with_their_own_and_last_checkpoints_with_last_ones():
+    """Catches a deviation that leaves out the plain cost's own, a mean of per-seed frontiers under the name of that of
+    the means, and last checkpoints that are compared with the best ones."""
+    nothing = ([0, 0, 0], [0, 0, 0])
+    pool = {
+        "forbidden": policy("forbidden", nothing),
+        "plain-1": policy("plain-1", ([1, 1, 1], [1, 1, 1]), ([0, 0, 0], [1, 1, 1])),
+        "native-1": policy("native-1", ([1, 1, 1], [0.5, 0.5, 0.5]), ([0, 0, 0], [0.5, 0.5, 0.5])),
+    }
+    last = {
+        "plain-1": policy("plain-1", ([1, 1, 1], [0.5, 0.5, 0.5])),
+        "native-1": policy("native-1", ([1, 1, 1], [0.5, 0.5, 0.5])),
+    }
+    row = comparisons.over_suppression(pool, last, "native", columns_of_tiers())[0]
+    # of the means 0.5 against half of 0.5; by seed 1 against 0.5, and 0 against 0
+    assert row["at equal cost"] == [25.0, round(100 * float(np.std([0.5, 0.0], ddof=1)), 2)]
+    assert row["at equal cost, last"] == [0.0, 0.0]
+    last = {"native-1": policy("native-1", ([1, 1, 1], [0, 0, 0]))}  # the line's cheap end is in no such pool
+    assert comparisons.over_suppression(pool, last, "native", columns_of_tiers())[0]["at equal cost, last"][0] == 100.0
+
+
+def test_utilities_are_by_the_weight_of_training_and_the_price_of_judgement():
+    """Catches the two exchanged, and weights in the order of their names."""
+    pool = {name: policy(name, ([1, 1, 0], [0.5, 0.5, 0.5])) for name in ("plain-10", "native-2", "router", "plain-2")}
+    found = comparisons.utilities(pool, "native", columns_of_tiers())
+    assert {family: list(weights) for family, weights in found.items()} == {"native": ["2"], "plain": ["2", "10"]}
+    assert found["plain"]["10"]["0.4"] == round(2 / 3 - 0.2, 4)
+
+
+def test_a_call_that_goes_by_its_value_is_told_from_one_that_goes_by_ignorance():
+    """Catches the correlations exchanged, and cells that mix domains or tiers."""
+    languages = [f"{tier}-0{i}" for tier in ("low", "xlow") for i in (1, 2)]
+    parts = {"language": np.repeat(languages, 2), "domain": np.tile(["math", "logic"], 4), "level": np.full(8, "easy")}
+    right, gain = np.array([1, 1, 0, 0, 1, 1, 0, 0.0]), np.array([0, 1, 0, 1, 0, 1, 0, 0.0])
+    outcomes = {"forbidden": [{"correct": right}], "forced": [{"correct": right + gain}]}
+    found = introspection.follows(free=[{"call_p": gain}], **outcomes, columns=parts)
+    assert [row["cells"] for row in found.values()] == [4, 8]
+    assert [row["gain"] for row in found.values()] == [1.0, 1.0]
+    assert found["language, domain and level"]["wrong alone"] < 0.5
+    constant = introspection.follows(free=[{"call_p": np.ones(8)}], **outcomes, columns=parts)
+    assert tables.follows_section(constant).splitlines()[-1] == "| language, domain and level | 8 | - | - |"
+    found = introspection.follows(free=[{"call_p": 1 - right}], **outcomes, columns=parts)
+    assert found["language, domain and level"]["wrong alone"] == 1.0
 
 
 def test_the_parts_of_a_covariance_add_up_and_go_where_they_belong():
@@ -321,7 +367,7 @@ def group(gain, **more):
 
 
 def row_of(gains, cost=0.5, **more):
-    groups = {tier: group(gain) for tier, gain in zip((*comparisons.TRAINED, "synthetic"), gains, strict=True)}
+    groups = {tier: group(gain) for tier, gain in zip((*TRAINED, "synthetic"), gains, strict=True)}
     return {"family": "native", "groups": groups | {"trained": {"cost": [cost, 0.0]}}, **more}
 
 
@@ -341,10 +387,10 @@ def test_goals_are_read_from_the_clean_items_and_from_the_last_checkpoint():
             "native-1": row_of([99] * 4, 1.0, **reversal),
             "native-1, clean": row_of([9, 20, 30, 26]),
             "native-1, clean, last": row_of([0] * 4, **kept),
-            "always translate": {"family": "", "groups": {tier: group(99) for tier in comparisons.TRAINED}},
+            "always translate": {"family": "", "groups": {tier: group(99) for tier in TRAINED}},
             "always translate, clean": {
                 "family": "",
-                "groups": {tier: group(10 * i) for i, tier in enumerate(comparisons.TRAINED, 1)},
+                "groups": {tier: group(10 * i) for i, tier in enumerate(TRAINED, 1)},
             },
             "plain-1": {"family": "plain", "mixed_reversed": {"high": 0.5, "low": float("nan"), "xlow": 0.2}},
         },

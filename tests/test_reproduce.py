@@ -11,7 +11,7 @@ from helpers import ROOT, base_directory, call_main
 from data import CALL, encode_prompt
 from harness.options import Neutral
 from harness.rundir import load_policy
-from paper import comparisons, experiments, figures, outcomes, overlap, reproduce, runs
+from paper import experiments, figures, outcomes, overlap, policies, reproduce, runs
 from paper.experiments import FREELY, ROUTED, Job
 from paper.runs import ReproduceOptions
 from tiny import world
@@ -44,7 +44,7 @@ def test_groups_and_languages_render_the_same_items():
     """Catches tiers that are compared on different items."""
     columns = outcomes.columns(outcomes.item_set("test", 20))
     items = columns["item"].reshape(7, 20)
-    assert list(dict.fromkeys(columns["group"])) == list(comparisons.GROUPS)
+    assert list(dict.fromkeys(columns["group"])) == list(policies.GROUPS)
     assert (items == items[0]).all()
     languages = outcomes.columns(outcomes.item_set("languages", 80))["item"].reshape(31, 20)
     assert (languages == items[0]).all()
@@ -54,7 +54,7 @@ def test_clean_items_are_of_the_same_groups_and_none_is_a_test_item():
     """Catches a clean test set that holds items which defaults were judged by, those of an earlier clean set among
     them, or other items for one group."""
     clean, test = (outcomes.columns(outcomes.item_set(part, 200)) for part in ("clean", "test"))
-    assert list(dict.fromkeys(clean["group"])) == list(comparisons.GROUPS)
+    assert list(dict.fromkeys(clean["group"])) == list(policies.GROUPS)
     items = clean["item"].reshape(7, -1)
     assert (items == items[0]).all() and 100 < items.shape[1] <= 200
     digests = {item.rpartition("-")[2] for item in clean["item"]}
