@@ -27,6 +27,7 @@ MODES = ("free", "forced", "forbidden", "last")  # of evaluations; last: freely,
 WORDS = ("price", "noise")  # what else an evaluation may say
 PLAIN = "--gate always --penalty subtract"  # the cost of the literature
 GSPO = "--advantage joint --advantage-scale group --ratio sequence"  # reward and charge divided together, as published
+TOKENS = "--advantage joint --advantage-scale none --ratio token"  # neither GSPO's scale nor its ratio
 # Cost weights, in train.py's default, the most telling first; 1.4 so that the cheapest member that keeps the reward is
 # no accident of the grid.
 GRID = (1, 0.5, 2, 0.25, 4, 1.4)
@@ -44,7 +45,6 @@ class Job:
     evaluations: tuple[str, ...] = FREELY
     trains: bool = True  # false: the base model as it is
     study: str = ""  # which ablation
-    once: bool = False  # one seed, whatever --seeds says
 
 
 def read_label(label: str) -> tuple[str, str, dict[str, str]]:
@@ -84,11 +84,11 @@ def all_jobs(default: Config, quick: bool = False, bases: tuple[str, ...] = ()) 
     """Every policy that there is to compare, in the order in which they are run: what says the most comes first."""
     jobs = [Job("base", "main", "", BASE, trains=False)]
 
-    def add(name: str, options: str, weight: float | None = None, evaluations=FREELY, once: bool = False) -> None:
+    def add(name: str, options: str, weight: float | None = None, evaluations=FREELY) -> None:
         """A job of the main table; with a weight, a member of the family `name`."""
         if weight is not None:
             name, options = f"{name}-{weight:g}", f"{options} --cost-weight {weight:g}"
-        jobs.append(Job(name, "main", options, evaluations, once=once))
+        jobs.append(Job(name, "main", options, evaluations))
 
     gated, (usual, *others) = f"--confidence {default.confidence}", weights(default, quick)
     add("unconstrained", "--gate never --cost-weight 0", evaluations=COMPARED)
@@ -101,11 +101,11 @@ def all_jobs(default: Config, quick: bool = False, bases: tuple[str, ...] = ()) 
         add("plain", PLAIN, weight)
     for estimator in ESTIMATORS:
         if estimator != default.confidence:
-            add(estimator, f"--confidence {estimator}", usual, once=True)
-    add("clipped", "--advantage clipped --gate always", usual, once=True)  # in spirit AdaTIR's, arXiv 2601.14696
+            add(estimator, f"--confidence {estimator}", usual)
+    add("clipped", "--advantage clipped --gate always", usual)  # in spirit AdaTIR's, arXiv 2601.14696
     for factor in (1,) if quick else (1, 0.25, 4):
         for name, options in ((f"joint-{default.confidence}", gated), ("joint-plain", PLAIN)):
-            add(name, f"{options} {GSPO}", *scaled(default, (factor,)), once=factor != 1)
+            add(name, f"{options} {GSPO}", *scaled(default, (factor,)))
     if quick:
         return jobs
     asked = tuple(f"test/free/price={price:g}" for price in PRICES)
@@ -116,7 +116,7 @@ def all_jobs(default: Config, quick: bool = False, bases: tuple[str, ...] = ()) 
             words = setting.removeprefix("base")
             trains, name = words == setting, re.sub(r"[^\w.]+", "-", setting).strip("-")
             words = small(words, default) if trains else words.strip()
-            jobs.append(Job(name, "ablations", words, FREELY[:1], trains=trains, study=study, once=True))
+            jobs.append(Job(name, "ablations", words, FREELY[:1], trains=trains, study=study))
     return jobs
 
 
@@ -128,7 +128,7 @@ def small(words: str, default: Config) -> str:
 def ablations(default: Config, bases: tuple[str, ...]) -> dict[str, list[str]]:
     """study -> options of each of its runs; "base ..." is the base model without training, under these options.
 
-    What two studies share is run once: 16 runs.
+    What two studies share is run once: 17 runs.
     """
     gated = f"--confidence {default.confidence}"
     G, P = default.group_size, default.prompts // 2
@@ -138,7 +138,8 @@ def ablations(default: Config, bases: tuple[str, ...]) -> dict[str, list[str]]:
             gated,
             GSPO,
             "--advantage decoupled --advantage-scale group --ratio token",
-            "--advantage joint --advantage-scale none --ratio token",
+            TOKENS,
+            f"{TOKENS} --penalty multiply --cost-weight {default.cost_weight / 2:g}",  # the default before GSPO's form
         ],
         "gate and penalty": [gated, f"{gated} --penalty multiply", PLAIN],
         "threshold": [f"--threshold {threshold:g}" for threshold in (0.5, default.threshold)],

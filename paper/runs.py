@@ -52,7 +52,7 @@ DEFAULTS = 3
 class ReproduceOptions:
     """Options of python -m paper.reproduce."""
 
-    seeds: int = 3  # seeds of the main table and of the cost-conditioned policy; ablations and some forms have one
+    seeds: int = 3  # seeds of the main table and of the cost-conditioned policy; ablations have one
     quick: bool = False  # one seed, one cost weight, half of the steps, 400 test items; no ablations, no prices
     only: tuple[str, ...] = ()  # beside the base: main, ablations, price, or the name of a run; may be repeated
     jobs: int = 2  # runs at a time
@@ -119,7 +119,7 @@ def configuration(job: Job, seed: int, options: ReproduceOptions) -> dict:
 
 
 def seeds_of(job: Job, options: ReproduceOptions) -> range:
-    return range(options.seeds if job.trains and not job.once and not options.quick else 1)
+    return range(options.seeds if job.trains and job.experiment != "ablations" and not options.quick else 1)
 
 
 def command(job: Job, seed: int | str, options: ReproduceOptions) -> str:

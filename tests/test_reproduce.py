@@ -137,7 +137,7 @@ def test_the_probability_of_a_call_is_that_of_the_sampler():
 def test_what_says_the_most_is_run_first(tmp_path):
     """Catches a third seed of one policy before the first of another, and ablations before the main table."""
     options = options_for(tmp_path, quick=False, seeds=2)
-    jobs = [JOBS[1], Job("small", "ablations", "--prompts 2", once=True), Job("b", "main", "--gate always"), JOBS[0]]
+    jobs = [JOBS[1], Job("small", "ablations", "--prompts 2"), Job("b", "main", "--gate always"), JOBS[0]]
     jobs.insert(1, Job("priced", "price", "--data tiny-prices"))
     order = [(entry.job.name, entry.seed) for entry in runs.pending_runs(jobs, options)]
     main = [("unconstrained", 0), ("b", 0), ("base", 0), ("unconstrained", 1), ("b", 1)]
@@ -313,9 +313,6 @@ def test_families_that_are_compared_have_the_same_cost_weights():
     assert grids["joint-native"] == grids["joint-plain"] == {"0.125", "0.5", "2"}
     assert grids["group"] == grids["probe"] == grids["clipped"] == {"0.5"}
     assert grids["base"] == {"base"}
-    once = {job.name for job in experiments.all_jobs(Config(cost_weight=0.5)) if job.once and job.experiment == "main"}
-    joint = {f"joint-{family}-{weight}" for family in ("native", "plain") for weight in (0.125, 2)}
-    assert once == {"group-0.5", "probe-0.5", "clipped-0.5", *joint}
 
 
 def test_the_first_run_of_a_family_has_the_defaults():
