@@ -80,6 +80,14 @@ def summarise(
     return found
 
 
+def on_clean(pool: dict[str, Policy], last: dict[str, Policy], ours: str, columns: dict) -> dict:
+    """Of the clean items, where fewer policies are evaluated: "pareto" and "over-suppression" at the default weight."""
+    if ours not in pool:
+        return {"pareto": [], "over-suppression": []}
+    shares = pareto(pool, ours, columns, {})
+    return {"pareto": shares, "over-suppression": over_suppression(pool, last, ours.rpartition("-")[0], columns)}
+
+
 # --- Pareto shares and frontiers --------------------------------------------------------------------------------
 
 
@@ -125,7 +133,7 @@ def over_suppression(pool: dict[str, Policy], last: dict[str, Policy], family: s
                     row[name] |= {rate: round(policy.punished(tier, mixed), 4) for rate, mixed in REVERSED.items()}
                 row["difference"] = [round(100 * value, 2) for value in difference]
                 row["at equal cost"] = at_equal_cost(pool, other.name, f"{prefix}plain", mask)
-                if other.name in last:
+                if {other.name, *(policy.name for policy in plain)} <= set(last):
                     row["at equal cost, last"] = at_equal_cost(ends | last, other.name, f"{prefix}plain", mask)
                 found.append(row)
     return found
@@ -134,7 +142,7 @@ def over_suppression(pool: dict[str, Policy], last: dict[str, Policy], family: s
 def at_equal_cost(pool: dict[str, Policy], name: str, family: str, mask: np.ndarray) -> list[float]:
     """[points, deviation]: the reward of the policy `name` less what `family` has for as much. The family reaches from
     a weight of 0, the unconstrained policy, to one that is too high, RL without the tool; between two members a coin
-    may choose. Of the means over seeds; the deviation is over the seeds, the same of all policies."""
+    may choose. Of the means over seeds; the deviation is over those seeds that all of them have."""
     members = [policy for policy in pool.values() if policy.family == family]
     members += [pool[end] for end in ("unconstrained", "forbidden") if end in pool]
 
@@ -142,7 +150,8 @@ def at_equal_cost(pool: dict[str, Policy], name: str, family: str, mask: np.ndar
         accuracy, cost = pool[name].point(mask, seed)
         return accuracy - at_cost([member.point(mask, seed) for member in members], cost)
 
-    by_seed = [ahead(seed) for seed in range(len(pool[name].seeds))]
+    common = min(len(policy.seeds) for policy in (pool[name], *members))
+    by_seed = [ahead(seed) for seed in range(common)]
     return [round(100 * ahead(None), 2), round(100 * spread(by_seed)[1], 2)]
 
 
@@ -190,8 +199,8 @@ def dominance(pool: dict[str, Policy], ours: str, columns: dict) -> dict:
     against, members = {}, families(pool)
 
     def by_seed(family: str) -> list[list[Point]]:
-        """For each seed the points of the family's members; a member with fewer seeds counts with its last one."""
-        count = max(len(policy.seeds) for policy in members[family])
+        """For each seed that all of the family's members have, their points."""
+        count = min(len(policy.seeds) for policy in members[family])
         return [[policy.point(trained, seed) for policy in members[family]] for seed in range(count)]
 
     for name in members:

@@ -12,17 +12,18 @@ from dataclasses import dataclass
 
 from gspo import ESTIMATORS
 from harness.options import require
+from paper.outcomes import CLEAN
 from train import Config
 
 FREELY = ("test/free", "test/last")
 ROUTED = ("test/forbidden", "test/forced", "validation/forbidden", "validation/forced")  # what routers choose from
 LANGUAGES = ("languages/free", "languages/forbidden", "languages/forced")
-CLEAN = ("clean/free", "clean/last")
+ON_CLEAN = (f"{CLEAN}/free", f"{CLEAN}/last")
 # Translators that nobody trained with: a perfect one, a worse one, and one that is best where languages are rare.
 SHIFTED = ("test/free/noise=0", "test/free/noise=0.05,0.2,0.5", "test/free/noise=0.2,0.05,0.01")
-COMPARED = (*FREELY, *CLEAN, *SHIFTED)  # of the policies that the claims are about
+COMPARED = (*FREELY, *ON_CLEAN, *SHIFTED)  # of the policies that the claims are about
 EVERYTHING = (*COMPARED, *ROUTED, *LANGUAGES)
-BASE = ("test/free", *ROUTED, *LANGUAGES, "clean/free", "clean/forbidden", "clean/forced")
+BASE = ("test/free", *ROUTED, *LANGUAGES, *(f"{CLEAN}/{mode}" for mode in ("free", "forbidden", "forced")))
 MODES = ("free", "forced", "forbidden", "last")  # of evaluations; last: freely, from the last checkpoint
 WORDS = ("price", "noise")  # what else an evaluation may say
 PLAIN = "--gate always --penalty subtract"  # the cost of the literature

@@ -81,10 +81,16 @@ def suppression_rows(summary: dict) -> list[Row]:
         )
         what, goal = f"XLow, plain cost against gate, lambda {entry['cost weight']}", "the gate has more"
         found.append(row(what, "over-suppression", goal, here, entry["difference"][1] > 0))
-        both = entry["at equal cost"], entry.get("at equal cost, last", entry["at equal cost"])
-        here = f"{plus_minus(both[0], 1)}; of the last checkpoints {plus_minus(both[1], 1)}"
-        found.append(row(f"{what}, at equal cost", "", goal, here, all(value[0] > 0 for value in both)))
-    return found
+        found.append(equal_cost_row(f"{what}, at equal cost", entry))
+    of_clean = [entry for entry in summary["clean"]["over-suppression"] if entry["tier"] == "xlow"]
+    return [*found, *(equal_cost_row("XLow, at equal cost, clean items", entry) for entry in of_clean)]
+
+
+def equal_cost_row(what: str, entry: dict) -> Row:
+    best, last = entry["at equal cost"], entry.get("at equal cost, last")
+    here = f"{plus_minus(best, 1)}; of the last checkpoints {plus_minus(last, 1)}"
+    reached = all(points > deviation for points, deviation in (best, last or best))
+    return row(what, "", "the gate has more, by more than the deviation", here, reached)
 
 
 def full_reward_row(summary: dict) -> list[Row]:
@@ -98,18 +104,29 @@ def full_reward_row(summary: dict) -> list[Row]:
 
 
 def pareto_rows(summary: dict) -> list[Row]:
-    found, weight = [], summary["headline"].rpartition("-")[2]
-    for entry in summary["pareto"][weight]:
-        is_papers = entry["set"] == ["unconstrained", "gated"] and entry["highest price"] == 1
-        if is_papers and entry["cut"] in ("trained", "low", "xlow"):
-            others = [f"{name} {100 * share[0]:.0f}%" for name, share in entry["shares"].items() if name != "gated"]
-            share = entry["shares"]["gated"]
-            where = "" if entry["cut"] == "trained" else titled(f", {entry['cut']}")
-            here = ", ".join([f"{plus_minus(share, 0, 100)}%", *others])
-            paper = f"{PAPER_PARETO}%" if entry["cut"] == "trained" else "95 to 100%"
-            what = f"Pareto share beside the unconstrained policy{where}"
-            found.append(row(what, paper, ">= 95%", here, share[0] >= 0.95))
+    """In the set of the paper's own comparison, beside what stands in the gated policy's place."""
+    found, on_test = [], summary["pareto"][summary["headline"].rpartition("-")[2]]
+    for cut in ("trained", "low", "xlow"):
+        shares = [papers_shares(entries, cut) for entries in (summary["clean"]["pareto"], on_test)]
+        if not any(shares):
+            continue
+        gated = (shares[0] or shares[1])["gated"]
+        nulls = [f"{name} {100 * share[0]:.0f}%" for name, share in shares[1].items() if name != "gated"]
+        here = ", ".join([f"{plus_minus(gated, 0, 100)}%", *nulls])
+        if shares[0]:
+            here = f"{plus_minus(gated, 0, 100)}%; test items " + ", ".join([percent(shares[1]["gated"][0]), *nulls])
+        where, paper = ("", f"{PAPER_PARETO}%") if cut == "trained" else (titled(f", {cut}"), "95 to 100%")
+        found.append(
+            row(f"Pareto share beside the unconstrained policy{where}", paper, ">= 95%", here, gated[0] >= 0.95)
+        )
     return found
+
+
+def papers_shares(entries: list[dict], cut: str) -> dict[str, list[float]]:
+    """contender -> [share, deviation] of the prices from 0 to 1 beside the unconstrained policy; empty without it."""
+    place = (["unconstrained", "gated"], 1, cut)
+    found = [entry["shares"] for entry in entries if (entry["set"], entry["highest price"], entry["cut"]) == place]
+    return found[0] if found else {}
 
 
 def reversed_row(summary: dict) -> list[Row]:

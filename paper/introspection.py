@@ -20,10 +20,10 @@ TABLES = ("language", "domain", "level")  # each within the ones before; what is
 PARTS = (*TABLES, "item")
 
 
-def cells(columns: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """For each of `TABLES` the number of the cell that each entry is in, [N]: languages, domains of a language, ..."""
+def cells(columns: dict[str, np.ndarray], tables: tuple[str, ...] = TABLES) -> list[np.ndarray]:
+    """For each of `tables` the number of the cell that each entry is in, [N]: languages, domains of a language, ..."""
     found, number = [], np.zeros(len(columns["language"]), dtype=int)
-    for name in TABLES:
+    for name in tables:
         _, inner = np.unique(columns[name], return_inverse=True)
         _, number = np.unique(number * (inner.max() + 1) + inner, return_inverse=True)
         found.append(number)
@@ -64,30 +64,36 @@ def calibrated(free: list[dict], forbidden: list[dict], forced: list[dict]) -> l
 
 def follows(free: list[dict], forbidden: list[dict], forced: list[dict], columns: dict) -> dict[str, dict]:
     """Does a call go by ignorance or by its value? Over cells of items, the correlation (Pearson's) of the mean
-    probability of a call with the share of wrong answers without the tool, and with what a call brings; all seeds
-    together. Small cells blur the second more, since it is a difference of two measured outcomes."""
+    probability of a call with the share of wrong answers without the tool, and with what a call brings; and of each
+    given the other, the partial correlation. All seeds together, cells weigh the same. Small cells blur the second
+    more, since it is a difference of two measured outcomes."""
 
     def means(outcomes: list[dict], name: str) -> np.ndarray:
         return np.mean([one[name] for one in outcomes], axis=0)
 
     native = means(forbidden, "correct")
     p, wrong, gain = means(free, "call_p"), 1 - native, means(forced, "correct") - native
-    by_tier = np.array([name.rpartition("-")[0] for name in columns["language"]])
-    tables = {"tier and domain": [by_tier, columns["domain"]]}
-    tables["language, domain and level"] = [columns[name] for name in TABLES]
+    tiers = np.array([name.rpartition("-")[0] for name in columns["language"]])
     found = {}
-    for table, parts in tables.items():
-        _, cell = np.unique(np.array([" ".join(names) for names in zip(*parts, strict=True)]), return_inverse=True)
-        count = np.bincount(cell)
-        called, alone, brings = (np.bincount(cell, values) / count for values in (p, wrong, gain))
-        found[table] = {"cells": len(count), "wrong alone": _pearson(called, alone), "gain": _pearson(called, brings)}
-    return found
+    for table, names in (("tier and domain", ("language", "domain")), ("language, domain and level", TABLES)):
+        parts = columns if "level" in names else columns | {"language": tiers}
+        cell = cells(parts, names)[-1]
+        called, alone, brings = (np.bincount(cell, values) / np.bincount(cell) for values in (p, wrong, gain))
+        with np.errstate(invalid="ignore", divide="ignore"):  # NaN where one of them is constant
+            (_, with_alone, with_gain), (*_, between), _ = np.corrcoef([called, alone, brings])
+            found[table] = {
+                "cells": len(called),
+                "wrong alone": with_alone,
+                "gain": with_gain,
+                "wrong alone, given the gain": _partial(with_alone, with_gain, between),
+                "gain, given wrong alone": _partial(with_gain, with_alone, between),
+            }
+    return {table: {name: round(float(value), 3) for name, value in row.items()} for table, row in found.items()}
 
 
-def _pearson(x: np.ndarray, y: np.ndarray) -> float:
-    """NaN where one of them is constant."""
-    with np.errstate(invalid="ignore"):
-        return round(float(np.corrcoef(x, y)[0, 1]), 3)
+def _partial(xy: float, xz: float, yz: float) -> float:
+    """The correlation of x and y that is left once both are freed of z, from the three correlations."""
+    return (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
 
 
 def by_language(outcomes: dict, name: str, columns: dict) -> np.ndarray:

@@ -33,8 +33,10 @@ GROUPS = {  # part -> codes of the languages of each of its groups
     "validation": [languages(tier, "trained") for tier in TIERS],
     "languages": [[code] for tier in TIERS for code in languages(tier)],
 }
-LOOKED_AT = ("evaluation", "clean")  # keys of items by which a default was judged, or was changed after a look at them
-KEYS = {"test": "evaluation", "clean": "held back"}  # part -> key of its items; a new one after each look
+# The clean items, by which no default was judged. The part has the name of their key: after a look at them that changes
+# a default there is another one, and results on the old items are not taken for results on the new ones.
+CLEAN = "held back"
+LOOKED_AT = ("evaluation", "clean")  # keys by whose items a default was judged, or was changed after a look at them
 
 
 @functools.cache
@@ -43,11 +45,11 @@ def item_set(part: str, count: int) -> list[Task]:
     the three tiers that RL trains on; languages: a quarter in every language of the three tiers. Groups and languages
     render the same items.
 
-    clean: the groups of "test", and items of another key, less those of the keys in `LOOKED_AT`: a third, because the
-    simplest kinds of items are few. No default was chosen after a look at them."""
-    if part == "clean":
+    `CLEAN`: the groups of "test", and items of another key, less those of the keys in `LOOKED_AT`: a third, because the
+    simplest kinds of items are few."""
+    if part == CLEAN:
         seen = {item.digest for key in LOOKED_AT for item in world.items("test", count, key)}
-        drawn = [task for codes in GROUPS["test"] for task in world.tasks("test", codes, count, KEYS[part])]
+        drawn = [task for codes in GROUPS["test"] for task in world.tasks("test", codes, count, CLEAN)]
         return [task for task in drawn if task.id.rpartition("-")[2] not in seen]
     split = "validation" if part == "validation" else "test"
     count = count if part == "test" else count // 4

@@ -88,7 +88,7 @@ def families(pool: dict[str, Policy]) -> dict[str, list[Policy]]:
 
 
 def weight_of(name: str) -> float:
-    """The cost weight in a policy's name, FAMILY-WEIGHT; infinite for one that is in no family."""
+    """The cost weight in a policy's name, FAMILY-WEIGHT; infinite for a name that ends in no number."""
     try:
         return float(name.rpartition("-")[2])
     except ValueError:

@@ -23,7 +23,7 @@ from harness.options import clear_errors, parse, require
 from harness.rundir import write_json
 from paper import comparisons, experiments, figures, goals, introspection, overlap, tables
 from paper.experiments import ROUTED, Job
-from paper.outcomes import columns, item_set, key_of, load_result, outcomes, without_nan
+from paper.outcomes import CLEAN, columns, item_set, key_of, load_result, outcomes, without_nan
 from paper.policies import Policy, routers
 from paper.runs import ReproduceOptions, command, configuration, pending_runs, run_all, seeds_of
 
@@ -132,12 +132,12 @@ def settings(found: Found, options: ReproduceOptions) -> str:
 def policy_rows(pool: dict[str, Policy], found: Found, options: ReproduceOptions) -> dict[str, dict]:
     """Name -> row of the tables: of the policies of `pool`, then those of the last checkpoints and on clean items,
     whose names say so. Where a part has no base there is nothing to compare with."""
-    columns_of = {part: columns(item_set(part, options.items)) for part in ("test", "clean")}
+    columns_of = {part: columns(item_set(part, options.items)) for part in ("test", CLEAN)}
     rows = {name: comparisons.policy_summary(policy, pool, columns_of["test"]) for name, policy in pool.items()}
     for part, mode, suffix in (
         ("test", "last", ", last"),
-        ("clean", "free", ", clean"),
-        ("clean", "last", ", clean, last"),
+        (CLEAN, "free", ", clean"),
+        (CLEAN, "last", ", clean, last"),
     ):
         there = policy_pool(found, options, part, mode)
         if part == "test" and "oracle" in pool:
@@ -182,10 +182,11 @@ def language_sections(found: Found, ours: str, options: ReproduceOptions) -> dic
 
 
 def names_only(options: ReproduceOptions) -> dict[str, dict[str, float]]:
-    """The share of the items of "test" and "clean" that differ from training items in names only, by domain."""
+    """The share of the test items and of the clean ones that differ from training items in names only, by domain."""
     config = options.config()
     known = overlap.training_skeletons(overlap.TRAINING_ITEMS, config.prompts, config.steps)
-    return {part: overlap.names_only(overlap.items_of(part, options.items), known) for part in ("test", "clean")}
+    parts = {"test": "test", "clean": CLEAN}
+    return {name: overlap.names_only(overlap.items_of(part, options.items), known) for name, part in parts.items()}
 
 
 def ablation_rows(found: Found, pool: dict[str, Policy], options: ReproduceOptions) -> dict[str, dict]:
@@ -211,6 +212,8 @@ def write_tables(jobs: list[Job], options: ReproduceOptions) -> None:
     summary["policies"] = policy_rows(pool, found, options)
     last = policy_pool(found, options, mode="last")
     summary |= comparisons.summarise(pool, last, ours, columns(item_set("test", options.items)), own)
+    of_clean = {mode: policy_pool(found, options, CLEAN, mode) for mode in ("free", "last")}
+    summary["clean"] = comparisons.on_clean(*of_clean.values(), ours, columns(item_set(CLEAN, options.items)))
     summary["shift"] = shifts(found, ours, options)
     summary |= language_sections(found, ours, options)
     summary["names only"] = names_only(options)

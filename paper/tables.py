@@ -62,9 +62,15 @@ def markdown(summary: dict) -> str:
         head = ["", "the paper", "goal", "here", "reached"]
         note = f"Of {summary['headline']} where no other is named, on clean items where it was evaluated on them."
         parts.append(section("What was to be shown", note, head, summary["goals"]))
-    parts += pareto_sections(summary["pareto"], summary["headline"].rpartition("-")[2])
+    default = summary["headline"].rpartition("-")[2]
+    if default in summary["pareto"]:
+        parts.append(pareto_section(f"Pareto shares, cost weight {default}", summary["pareto"][default]))
+        parts.append(weights_section(summary["pareto"]))
     if summary["over-suppression"]:
-        parts.append(suppression_section(summary["over-suppression"]))
+        parts.append(suppression_section("Does the plain cost over-suppress?", summary["over-suppression"]))
+    if summary["clean"]["pareto"]:  # fewer policies are evaluated on clean items
+        parts.append(pareto_section("Pareto shares on clean items", summary["clean"]["pareto"]))
+        parts.append(suppression_section("Plain cost and gate on clean items", summary["clean"]["over-suppression"]))
     parts += [utility_section(family, weights) for family, weights in summary["utility"].items()]
     if summary["shift"]:
         parts.append(shift_section(summary["shift"]))
@@ -121,19 +127,16 @@ def policy_sections(policies: dict) -> list[str]:
     return [*parts, section("Gain over the base, and what is recovered and kept", note, head, rows)]
 
 
-def pareto_sections(by_weight: dict[str, list[dict]], default: str) -> list[str]:
-    """The shares at the default cost weight, with what else would win beside them; then the gated policy's share at
-    every cost weight."""
-    if default not in by_weight:
-        return []
+def place(entry: dict) -> list[str]:
+    """Which share of prices it is, in words."""
+    return [", ".join(entry["set"]), f"0 to {entry['highest price']:g}", titled(entry["cut"])]
 
-    def place(entry: dict) -> list[str]:
-        return [", ".join(entry["set"]), f"0 to {entry['highest price']:g}", titled(entry["cut"])]
 
-    contenders = list(dict.fromkeys(name for entry in by_weight[default] for name in entry["shares"]))
+def pareto_section(title: str, entries: list[dict]) -> str:
+    """The shares of one gated policy, with what else would win beside them."""
+    contenders = list(dict.fromkeys(name for entry in entries for name in entry["shares"]))
     rows = [
-        [*place(entry), *(plus_minus(entry["shares"].get(name), 0, 100) for name in contenders)]
-        for entry in by_weight[default]
+        [*place(entry), *(plus_minus(entry["shares"].get(name), 0, 100) for name in contenders)] for entry in entries
     ]
     note = (
         "Percent of the prices at which the gated policy has the highest utility of the set; beside it the share of "
@@ -142,18 +145,22 @@ def pareto_sections(by_weight: dict[str, list[dict]], default: str) -> list[str]
         "is no merit of the gate. ± is over all choices of one seed for each policy. The paper states "
         f"{PAPER_PARETO}% beside an unconstrained policy, over prices that are not known to us."
     )
-    found = [section(f"Pareto shares, cost weight {default}", note, ["set", "prices", "languages", *contenders], rows)]
+    return section(title, note, ["set", "prices", "languages", *contenders], rows)
+
+
+def weights_section(by_weight: dict[str, list[dict]]) -> str:
+    """The gated policy's share at every cost weight."""
     shares = {
         weight: {tuple(place(entry)): entry["shares"]["gated"] for entry in entries}
         for weight, entries in by_weight.items()
     }
-    places = dict.fromkeys(place for of_weight in shares.values() for place in of_weight if place[2] == "trained")
-    rows = [[*place[:2], *(plus_minus(shares[weight].get(place), 0, 100) for weight in shares)] for place in places]
+    places = dict.fromkeys(found for of_weight in shares.values() for found in of_weight if found[2] == "trained")
+    rows = [[*found[:2], *(plus_minus(shares[weight].get(found), 0, 100) for weight in shares)] for found in places]
     title, note = "Pareto share of the gated policy, by cost weight", "Percent, over the trained tiers together."
-    return [*found, section(title, note, ["set", "prices", *shares], rows)]
+    return section(title, note, ["set", "prices", *shares], rows)
 
 
-def suppression_section(entries: list[dict]) -> str:
+def suppression_section(title: str, entries: list[dict]) -> str:
     def cell(one: dict) -> str:
         rates = f"{percent(one['mixed_reversed'])} / {percent(one['reversed'])}"
         return f"{one['reward']:.1f} at {one['cost']:.2f}, {rates}"
@@ -178,7 +185,7 @@ def suppression_section(entries: list[dict]) -> str:
         "of which a coin may choose; ± over seeds, the same of all policies. Then the same of the last checkpoints."
     )
     head = ["form", "cost weight", "languages", "plain cost", "gated", "difference", "at equal cost", "of the last"]
-    return section("Does the plain cost over-suppress?", note, head, rows)
+    return section(title, note, head, rows)
 
 
 def utility_section(family: str, weights: dict) -> str:
@@ -229,11 +236,15 @@ def calibration_section(bins: list[dict]) -> str:
 
 
 def follows_section(tables: dict) -> str:
-    names = ("wrong alone", "gain")
-    rows = [[table, row["cells"], *(plus_minus([row[name], 0]) for name in names)] for table, row in tables.items()]
-    note = "Correlation of the probability of a call with both, over cells of items. Small cells blur the gain more."
-    head = ["cells by", "cells", "with wrong alone", "with the gain"]
-    return section("Ignorance, or the value of a call?", note, head, rows)
+    names = [name for name in next(iter(tables.values())) if name != "cells"]
+    rows = [
+        [table, f"{row['cells']:.0f}", *(plus_minus([row[name], 0]) for name in names)] for table, row in tables.items()
+    ]
+    note = (
+        "Over cells of items, the correlation of the probability of a call with the share of wrong answers without the "
+        "tool and with what a call brings, and of each given the other. Small cells blur the gain more."
+    )
+    return section("Ignorance, or the value of a call?", note, ["cells by", "cells", *names], rows)
 
 
 def names_only_section(parts: dict) -> str:

@@ -227,7 +227,7 @@ def test_at_equal_cost_seeds_are_compared_with_their_own_and_last_checkpoints_wi
     the means, and last checkpoints that are compared with the best ones."""
     nothing = ([0, 0, 0], [0, 0, 0])
     pool = {
-        "forbidden": policy("forbidden", nothing),
+        "forbidden": policy("forbidden", nothing, nothing),
         "plain-1": policy("plain-1", ([1, 1, 1], [1, 1, 1]), ([0, 0, 0], [1, 1, 1])),
         "native-1": policy("native-1", ([1, 1, 1], [0.5, 0.5, 0.5]), ([0, 0, 0], [0.5, 0.5, 0.5])),
     }
@@ -239,8 +239,19 @@ def test_at_equal_cost_seeds_are_compared_with_their_own_and_last_checkpoints_wi
     # of the means 0.5 against half of 0.5; by seed 1 against 0.5, and 0 against 0
     assert row["at equal cost"] == [25.0, round(100 * float(np.std([0.5, 0.0], ddof=1)), 2)]
     assert row["at equal cost, last"] == [0.0, 0.0]
-    last = {"native-1": policy("native-1", ([1, 1, 1], [0, 0, 0]))}  # the line's cheap end is in no such pool
-    assert comparisons.over_suppression(pool, last, "native", columns_of_tiers())[0]["at equal cost, last"][0] == 100.0
+    pool["plain-2"] = policy("plain-2", nothing)  # has one seed, and no last checkpoint here
+    row = comparisons.over_suppression(pool, last, "native", columns_of_tiers())[0]
+    assert row["at equal cost"] == [25.0, 0.0] and "at equal cost, last" not in row
+
+
+def test_what_is_said_of_clean_items_is_of_the_default_weight():
+    """Catches clean items whose comparison takes the coin or the router of other items."""
+    pool = {name: policy(name, ([1, 1, 0], [1, 0.5, 0])) for name in ("unconstrained", "plain-1", "native-1")}
+    found = comparisons.on_clean(pool, pool, "native-1", columns_of_tiers())
+    assert {tuple(entry["set"]) for entry in found["pareto"]} == {pareto.SETS[0]}
+    assert set(found["pareto"][0]["shares"]) == {"gated", "plain cost"}
+    assert [row["at equal cost, last"] for row in found["over-suppression"]] == [[0.0, 0.0]] * 3
+    assert comparisons.on_clean({}, {}, "native-1", columns_of_tiers()) == {"pareto": [], "over-suppression": []}
 
 
 def test_utilities_are_by_the_weight_of_training_and_the_price_of_judgement():
@@ -260,9 +271,13 @@ def test_a_call_that_goes_by_its_value_is_told_from_one_that_goes_by_ignorance()
     found = introspection.follows(free=[{"call_p": gain}], **outcomes, columns=parts)
     assert [row["cells"] for row in found.values()] == [4, 8]
     assert [row["gain"] for row in found.values()] == [1.0, 1.0]
+    x, y, z = np.random.default_rng(0).normal(size=(3, 50)) + np.random.default_rng(1).normal(size=50)
+    freed = [values - np.polyval(np.polyfit(z, values, 1), z) for values in (x, y)]
+    xy, xz, yz = (np.corrcoef(*pair)[0, 1] for pair in ((x, y), (x, z), (y, z)))
+    assert introspection._partial(xy, xz, yz) == pytest.approx(np.corrcoef(*freed)[0, 1])
     assert found["language, domain and level"]["wrong alone"] < 0.5
     constant = introspection.follows(free=[{"call_p": np.ones(8)}], **outcomes, columns=parts)
-    assert tables.follows_section(constant).splitlines()[-1] == "| language, domain and level | 8 | - | - |"
+    assert tables.follows_section(constant).splitlines()[-1] == "| language, domain and level | 8 | - | - | - | - |"
     found = introspection.follows(free=[{"call_p": 1 - right}], **outcomes, columns=parts)
     assert found["language, domain and level"]["wrong alone"] == 1.0
 
@@ -396,6 +411,7 @@ def test_goals_are_read_from_the_clean_items_and_from_the_last_checkpoint():
         },
         "over-suppression": [{**entry, "difference": [10.0, 5.0, 15.0], "at equal cost": [-1.0, 0.5]}],
         "pareto": {"1": [{"set": [*pareto.SETS[0]], "highest price": 1.0, "cut": "xlow", "shares": shares}]},
+        "clean": {"pareto": [], "over-suppression": []},
     }
     rows = {row[0]: row for row in goals.rows(summary)}
     verdicts = {name: row[-1] for name, row in rows.items()}
@@ -414,6 +430,14 @@ def test_goals_are_read_from_the_clean_items_and_from_the_last_checkpoint():
     assert rows["gain Low"][3] == "+20.0 [+19.0, +21.0], languages resampled [+15.0, +25.0]; a call on every item +20.0"
     assert rows["reversed in mixed groups, High / Low / XLow"][3] == "0.0% / 0.4% / 1.0%; plain cost 50.0% / - / 20.0%"
     assert rows["Pareto share beside the unconstrained policy, XLow"][3] == "96 ± 2%, coin 60%"
+    (of_test,) = summary["pareto"]["1"]
+    summary["clean"]["pareto"] = [{**of_test, "shares": {"gated": [0.82, 0.1]}}]
+    ahead = {"at equal cost": [0.5, 0.4], "at equal cost, last": [0.5, 0.6]}
+    summary["clean"]["over-suppression"] = [{**entry, **ahead}]
+    rows = {row[0]: row for row in goals.rows(summary)}
+    share, equal = rows["Pareto share beside the unconstrained policy, XLow"], rows["XLow, at equal cost, clean items"]
+    assert share[3:] == ["82 ± 10%; test items 96%, coin 60%", "no"]
+    assert equal[3:] == ["0.5 ± 0.4; of the last checkpoints 0.5 ± 0.6", "no"]
     summary["policies"]["native-4"] = row_of([9] * 4, 0.6)
     assert goals.rows(summary)[0][-1] == "no"  # 0.6 is above the 0.5 of a lower cost weight
     summary["policies"]["native-2"] = row_of([9] * 4, 0.7)

@@ -18,6 +18,7 @@ import train
 from harness.options import parse
 from harness.viewer import compare_table, show
 from paper import reproduce
+from paper.tables import PAPER_GAIN
 from translation import pipeline
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -188,19 +189,15 @@ def test_what_reproduced_is_what_the_results_say():
     def gains(name: str, *groups: str) -> str:
         return " / ".join(f"{policies[name]['groups'][group]['gain'][0]:+.1f}" for group in groups)
 
-    def share(who: str, *members: str) -> str:
+    def share(who: str, *members: str, entries=summary["clean"]["pareto"], cut: str = "trained") -> str:
         (found,) = (
             entry["shares"]
-            for entry in summary["pareto"][weight]
-            if entry["set"] == [*members] and entry["highest price"] == 1 and entry["cut"] == "trained"
+            for entry in entries
+            if entry["set"] == [*members] and entry["highest price"] == 1 and entry["cut"] == cut
         )
         return f"{100 * found[who][0]:.0f}%"
 
-    (xlow,) = (
-        entry
-        for entry in summary["over-suppression"]
-        if (entry["form"], entry["cost weight"], entry["tier"]) == ("default", weight, "xlow")
-    )
+    (xlow,) = (entry for entry in summary["clean"]["over-suppression"] if entry["tier"] == "xlow")
     plain, gated = (f"{xlow[name]['reward']:.1f} at {xlow[name]['cost']:.2f}" for name in ("plain", "gated"))
     last = policies[f"{ours}, clean, last"]
     pair = ("unconstrained", "gated")
@@ -217,8 +214,10 @@ def test_what_reproduced_is_what_the_results_say():
     section = README.partition("## What reproduced")[2].partition("\n## ")[0]
     rows = [line.split("|") for line in section.splitlines() if line.startswith("|")][2:]
     assert [cells[3].strip() for cells in rows] == expected
-    nulls = {"so does a router:": "router", "a plain cost has": "plain cost", "a coin has": "coin"}
-    assert all(f"{words} {share(null, *pair)}" in rows[4][4] for words, null in nulls.items())
+    on_test = {"entries": summary["pareto"][weight]}
+    router, coin = share("router", *pair, **on_test), share("coin", *pair, **on_test)
+    nulls = f"A plain cost has {share('plain cost', *pair)}; on test items a router has {router}, a coin {coin}"
+    assert f"on XLow **no**: {share('gated', *pair, cut='xlow')}. {nulls}" in rows[4][4]
     assert gains("always translate, clean", *tiers) in rows[0][4]
     for name, words in ((f"plain-{weight}", "it unlearns {} of right calls"), (ours, "the gate {}")):
         rates = [f"{100 * policies[name]['mixed_reversed'][tier]:.1f}" for tier in tiers]
@@ -228,4 +227,40 @@ def test_what_reproduced_is_what_the_results_say():
         for entry in summary["over-suppression"]
         if (entry["form"], entry["cost weight"]) == ("default", weight)
     ]
-    assert f"At equal cost the gate has {min(ahead):.1f} to {max(ahead):.1f} points more" in rows[-1][4]
+    assert f"At equal cost the gate has {min(ahead):.1f} to {max(ahead):.1f} points more on test items" in rows[-1][4]
+    assert xlow["at equal cost"][0] < xlow["at equal cost"][1] and "on clean XLow none" in rows[-1][4]
+    assert f"{100 * summary['names only']['clean']['all']:.0f}% of them differ" in section
+
+
+def test_the_page_of_results_is_what_the_results_say():
+    """Catches a table of the page that was made from other results than the committed ones."""
+    summary = json.loads((ROOT / "paper" / "results" / "summary.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    policies, ours, names = summary["policies"], summary["headline"], {"high": "High", "low": "Low", "xlow": "XLow"}
+
+    def signed(value: list[float]) -> str:
+        deviation = f" ± {value[1]:.1f}" if value[1] else ""
+        return f"{value[0]:+.1f}{deviation}".replace("-0.0", "+0.0")
+
+    rows = []
+    for tier, name in names.items():
+        gain = policies[f"{ours}, clean"]["groups"][tier]
+        shown = "{:+.1f} [{:+.1f}, {:+.1f}] ({:+.1f}, {:+.1f})".format(
+            *gain["gain"], *gain["gain, languages resampled"]
+        )
+        forced = policies["always translate, clean"]["groups"][tier]["gain"][0]
+        rows.append(f"| gain on {name} | +{PAPER_GAIN[tier]} | {forced:+.1f} | {shown} | yes |")
+    for entry in summary["over-suppression"]:
+        if entry["form"] == "default":
+            both = [entry[who] for who in ("plain", "gated")]
+            cells = [f"{one['reward']:.1f} at {one['cost']:.2f}" for one in both]
+            cells.append("{:+.1f} [{:+.1f}, {:+.1f}]".format(*entry["difference"]))
+            cells += [signed(entry[name]) for name in ("at equal cost", "at equal cost, last")]
+            cells += [f"{100 * one['mixed_reversed']:.1f} / {100 * one['reversed']:.0f}%" for one in both]
+            rows.append(f"| {entry['cost weight']} | {names[entry['tier']]} | {' | '.join(cells)} |")
+    for family, weights in summary["utility"].items():
+        for weight, utilities in weights.items():
+            cells = [weight, "plain cost" if family == "plain" else "gated", *(f"{u:.3f}" for u in utilities.values())]
+            rows.append(f"| {' | '.join(cells)} |")
+    assert len(rows) == 3 + 18 + 12
+    assert [row for row in rows if row not in page.replace("**", "")] == []

@@ -53,14 +53,14 @@ def test_groups_and_languages_render_the_same_items():
 def test_clean_items_are_of_the_same_groups_and_none_is_a_test_item():
     """Catches a clean test set that holds items which defaults were judged by, those of an earlier clean set among
     them, or other items for one group."""
-    clean, test = (outcomes.columns(outcomes.item_set(part, 200)) for part in ("clean", "test"))
+    clean, test = (outcomes.columns(outcomes.item_set(part, 200)) for part in (outcomes.CLEAN, "test"))
     assert list(dict.fromkeys(clean["group"])) == list(policies.GROUPS)
     items = clean["item"].reshape(7, -1)
     assert (items == items[0]).all() and 100 < items.shape[1] <= 200
     digests = {item.rpartition("-")[2] for item in clean["item"]}
     assert not set(clean["item"]) & set(test["item"])
     assert not digests & {item.digest for item in world.items("test", 200, "clean")}
-    assert digests == {item.digest for item in overlap.items_of("clean", 200)}
+    assert digests == {item.digest for item in overlap.items_of(outcomes.CLEAN, 200)}
 
 
 def metric(**changes):
