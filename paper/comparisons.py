@@ -140,19 +140,26 @@ def over_suppression(pool: dict[str, Policy], last: dict[str, Policy], family: s
 
 
 def at_equal_cost(pool: dict[str, Policy], name: str, family: str, mask: np.ndarray) -> list[float]:
-    """[points, deviation]: the reward of the policy `name` less what `family` has for as much. The family reaches from
-    a weight of 0, the unconstrained policy, to one that is too high, RL without the tool; between two members a coin
-    may choose. Of the means over seeds; the deviation is over those seeds that all of them have."""
+    """[points, low, high, deviation]: the reward of the policy `name` less what `family` has for as much, of the means
+    over seeds, with its interval over items and the deviation over those seeds that all of them have. The family
+    reaches from a weight of 0, the unconstrained policy, to one that is too high, RL without the tool; between two
+    members a coin may choose."""
     members = [policy for policy in pool.values() if policy.family == family]
     members += [pool[end] for end in ("unconstrained", "forbidden") if end in pool]
+    every = [pool[name], *members]
 
-    def ahead(seed: int | None) -> float:
-        accuracy, cost = pool[name].point(mask, seed)
-        return accuracy - at_cost([member.point(mask, seed) for member in members], cost)
+    def ahead(points: list[Point]) -> float:
+        (accuracy, cost), *others = points
+        return 100 * (accuracy - at_cost(others, cost))
 
-    common = min(len(policy.seeds) for policy in (pool[name], *members))
-    by_seed = [ahead(seed) for seed in range(common)]
-    return [round(100 * ahead(None), 2), round(100 * spread(by_seed)[1], 2)]
+    outcomes = np.array([[policy.mean(measure)[mask] for measure in ("correct", "cost")] for policy in every])
+    count = outcomes.shape[2]  # one rendering of each item, so tasks can be resampled as items
+    drawn = np.random.default_rng(0).integers(0, count, (300, count))
+    low, high = np.percentile([ahead(outcomes[:, :, chosen].mean(2).tolist()) for chosen in drawn], [2.5, 97.5])
+    common = min(len(policy.seeds) for policy in every)
+    by_seed = [ahead([policy.point(mask, seed) for policy in every]) for seed in range(common)]
+    values = (ahead([policy.point(mask) for policy in every]), low, high, spread(by_seed)[1])
+    return [round(float(value), 2) for value in values]
 
 
 def shifted(policies: dict[str, Policy], columns: dict) -> dict[str, dict[str, list[float]]]:

@@ -7,7 +7,7 @@ says so.
 """
 
 from paper.policies import TRAINED, weight_of
-from paper.tables import PAPER_COST, PAPER_GAIN, PAPER_PARETO, interval, percent, plus_minus, titled
+from paper.tables import PAPER_COST, PAPER_GAIN, PAPER_PARETO, interval, percent, plus_minus, titled, with_deviation
 
 Row = list[str]
 
@@ -87,10 +87,12 @@ def suppression_rows(summary: dict) -> list[Row]:
 
 
 def equal_cost_row(what: str, entry: dict) -> Row:
-    best, last = entry["at equal cost"], entry.get("at equal cost, last")
-    here = f"{plus_minus(best, 1)}; of the last checkpoints {plus_minus(last, 1)}"
-    reached = all(points > deviation for points, deviation in (best, last or best))
-    return row(what, "", "the gate has more, by more than the deviation", here, reached)
+    """Of the last checkpoints, if there are all that it takes: nothing was chosen there."""
+    last = entry.get("at equal cost, last")
+    here = with_deviation(entry["at equal cost"]) + (
+        f"; of the last checkpoints {with_deviation(last)}" if last else ""
+    )
+    return row(what, "", "the gate has more", here, (last or entry["at equal cost"])[1] > 0)
 
 
 def full_reward_row(summary: dict) -> list[Row]:

@@ -51,8 +51,15 @@ def percent(share: float, digits: int = 0) -> str:
 
 def interval(value: list[float]) -> str:
     """mean [low, high], with their signs."""
-    mean, low, high = (f"{x:+.1f}" for x in value)
+    mean, low, high = (f"{round(x, 1) + 0.0:+.1f}" for x in value)  # + 0.0: no -0.0
     return f"{mean} [{low}, {high}]"
+
+
+def with_deviation(value: list[float]) -> str:
+    """mean [low, high] over items and, if there are several seeds, ± the deviation over them; "-" if not defined."""
+    if np.isnan(value[0]):
+        return "-"
+    return interval(value[:3]) + (f" ± {value[3]:.1f}" if value[3] else "")
 
 
 def markdown(summary: dict) -> str:
@@ -173,8 +180,10 @@ def suppression_section(title: str, entries: list[dict]) -> str:
             cell(entry["plain"]),
             cell(entry["gated"]),
             interval(entry["difference"]),
-            plus_minus(entry["at equal cost"], 1),
-            plus_minus(entry.get("at equal cost, last"), 1),
+            *(
+                with_deviation(entry[name]) if name in entry else "-"
+                for name in ("at equal cost", "at equal cost, last")
+            ),
         ]
         for entry in entries
     ]
@@ -182,7 +191,7 @@ def suppression_section(title: str, entries: list[dict]) -> str:
         "Reward at cost, and the share of right answers with a call that training punished: in groups that hold a "
         "wrong answer too / in all groups. Difference: gated less plain, with its interval over items. At equal cost: "
         "gated less what the family of plain costs, from unconstrained to no call at all, has for as much, between two "
-        "of which a coin may choose; ± over seeds, the same of all policies. Then the same of the last checkpoints."
+        "of which a coin may choose; interval over items, ± over seeds. Then the same of the last checkpoints."
     )
     head = ["form", "cost weight", "languages", "plain cost", "gated", "difference", "at equal cost", "of the last"]
     return section(title, note, head, rows)

@@ -214,12 +214,12 @@ def test_over_suppression_compares_at_the_same_weight_and_at_equal_cost():
     xlow = found[2]
     assert xlow["plain"] == {"reward": 0.0, "cost": 0.0, "reversed": 0.5, "mixed_reversed": 0.5}
     assert xlow["gated"] == {"reward": 100.0, "cost": 0.5, "reversed": 0.5, "mixed_reversed": 0.0}
-    assert xlow["difference"] == [100.0] * 3 and xlow["at equal cost"] == [50.0, 0.0]
-    assert np.isnan(found[1]["plain"]["mixed_reversed"]) and found[1]["at equal cost"] == [0.0, 0.0]
+    assert xlow["difference"] == [100.0] * 3 and xlow["at equal cost"] == [50.0, 50.0, 50.0, 0.0]
+    assert np.isnan(found[1]["plain"]["mixed_reversed"]) and found[1]["at equal cost"] == [0.0] * 4
     pool["plain-1"] = policy("plain-1", ([1, 1, 1], [0, 0, 1]))
     assert np.isnan(comparisons.over_suppression(pool, {}, "native", columns_of_tiers())[2]["at equal cost"][0])
     pool["forbidden"] = policy("forbidden", ([0, 0, 0], [0, 0, 0]))  # what a plain cost ends at that is too high
-    assert comparisons.over_suppression(pool, {}, "native", columns_of_tiers())[2]["at equal cost"] == [50.0, 0.0]
+    assert comparisons.over_suppression(pool, {}, "native", columns_of_tiers())[2]["at equal cost"][0] == 50.0
 
 
 def test_at_equal_cost_seeds_are_compared_with_their_own_and_last_checkpoints_with_last_ones():
@@ -237,11 +237,27 @@ def test_at_equal_cost_seeds_are_compared_with_their_own_and_last_checkpoints_wi
     }
     row = comparisons.over_suppression(pool, last, "native", columns_of_tiers())[0]
     # of the means 0.5 against half of 0.5; by seed 1 against 0.5, and 0 against 0
-    assert row["at equal cost"] == [25.0, round(100 * float(np.std([0.5, 0.0], ddof=1)), 2)]
-    assert row["at equal cost, last"] == [0.0, 0.0]
+    assert row["at equal cost"] == [25.0, 25.0, 25.0, round(100 * float(np.std([0.5, 0.0], ddof=1)), 2)]
+    assert row["at equal cost, last"] == [0.0] * 4
     pool["plain-2"] = policy("plain-2", nothing)  # has one seed, and no last checkpoint here
     row = comparisons.over_suppression(pool, last, "native", columns_of_tiers())[0]
-    assert row["at equal cost"] == [25.0, 0.0] and "at equal cost, last" not in row
+    assert row["at equal cost"] == [25.0, 25.0, 25.0, 0.0] and "at equal cost, last" not in row
+
+
+def test_the_interval_at_equal_cost_is_over_items_drawn_for_all_policies():
+    """Catches items that are drawn anew for each policy: what is hard for all would widen the interval."""
+    hard = np.arange(400) % 2.0
+    mask, calls = np.ones(400, bool), np.full(400, 0.5)
+    pool = {
+        "forbidden": Policy("forbidden", "", "", [outcome(hard, 0 * calls)]),
+        "unconstrained": Policy("unconstrained", "", "", [outcome(hard, 2 * calls)]),
+        "native-1": Policy("native-1", "native", "", [outcome(hard, calls)]),
+        "native-2": Policy("native-2", "native", "", [outcome(np.maximum(hard, np.arange(400) % 4 == 0), calls)]),
+    }
+    assert comparisons.at_equal_cost(pool, "native-1", "plain", mask) == [0.0] * 4
+    points, low, high, deviation = comparisons.at_equal_cost(pool, "native-2", "plain", mask)
+    width = 2 * 196 * np.sqrt(0.25 * 0.75 / 400)  # a quarter of the items is gained
+    assert points == 25.0 and low < 25 < high and high - low == pytest.approx(width, rel=0.15) and deviation == 0
 
 
 def test_what_is_said_of_clean_items_is_of_the_default_weight():
@@ -250,7 +266,7 @@ def test_what_is_said_of_clean_items_is_of_the_default_weight():
     found = comparisons.on_clean(pool, pool, "native-1", columns_of_tiers())
     assert {tuple(entry["set"]) for entry in found["pareto"]} == {pareto.SETS[0]}
     assert set(found["pareto"][0]["shares"]) == {"gated", "plain cost"}
-    assert [row["at equal cost, last"] for row in found["over-suppression"]] == [[0.0, 0.0]] * 3
+    assert [row["at equal cost, last"] for row in found["over-suppression"]] == [[0.0] * 4] * 3
     assert comparisons.on_clean({}, {}, "native-1", columns_of_tiers()) == {"pareto": [], "over-suppression": []}
 
 
@@ -409,7 +425,7 @@ def test_goals_are_read_from_the_clean_items_and_from_the_last_checkpoint():
             },
             "plain-1": {"family": "plain", "mixed_reversed": {"high": 0.5, "low": float("nan"), "xlow": 0.2}},
         },
-        "over-suppression": [{**entry, "difference": [10.0, 5.0, 15.0], "at equal cost": [-1.0, 0.5]}],
+        "over-suppression": [{**entry, "difference": [10.0, 5.0, 15.0], "at equal cost": [1.0, -0.5, 2.5, 0.5]}],
         "pareto": {"1": [{"set": [*pareto.SETS[0]], "highest price": 1.0, "cut": "xlow", "shares": shares}]},
         "clean": {"pareto": [], "over-suppression": []},
     }
@@ -432,12 +448,12 @@ def test_goals_are_read_from_the_clean_items_and_from_the_last_checkpoint():
     assert rows["Pareto share beside the unconstrained policy, XLow"][3] == "96 ± 2%, coin 60%"
     (of_test,) = summary["pareto"]["1"]
     summary["clean"]["pareto"] = [{**of_test, "shares": {"gated": [0.82, 0.1]}}]
-    ahead = {"at equal cost": [0.5, 0.4], "at equal cost, last": [0.5, 0.6]}
+    ahead = {"at equal cost": [0.5, 0.1, 0.9, 0.4], "at equal cost, last": [0.5, -0.1, 1.1, 0.0]}
     summary["clean"]["over-suppression"] = [{**entry, **ahead}]
     rows = {row[0]: row for row in goals.rows(summary)}
     share, equal = rows["Pareto share beside the unconstrained policy, XLow"], rows["XLow, at equal cost, clean items"]
     assert share[3:] == ["82 ± 10%; test items 96%, coin 60%", "no"]
-    assert equal[3:] == ["0.5 ± 0.4; of the last checkpoints 0.5 ± 0.6", "no"]
+    assert equal[3:] == ["+0.5 [+0.1, +0.9] ± 0.4; of the last checkpoints +0.5 [-0.1, +1.1]", "no"]
     summary["policies"]["native-4"] = row_of([9] * 4, 0.6)
     assert goals.rows(summary)[0][-1] == "no"  # 0.6 is above the 0.5 of a lower cost weight
     summary["policies"]["native-2"] = row_of([9] * 4, 0.7)
