@@ -89,9 +89,8 @@ def suppression_rows(summary: dict) -> list[Row]:
 def equal_cost_row(what: str, entry: dict) -> Row:
     """Of the last checkpoints, if there are all that it takes: nothing was chosen there."""
     last = entry.get("at equal cost, last")
-    here = with_deviation(entry["at equal cost"]) + (
-        f"; of the last checkpoints {with_deviation(last)}" if last else ""
-    )
+    here = with_deviation(entry["at equal cost"])
+    here += f"; of the last checkpoints {with_deviation(last)}" if last else ""
     return row(what, "", "the gate has more", here, (last or entry["at equal cost"])[1] > 0)
 
 
@@ -106,21 +105,19 @@ def full_reward_row(summary: dict) -> list[Row]:
 
 
 def pareto_rows(summary: dict) -> list[Row]:
-    """In the set of the paper's own comparison, beside what stands in the gated policy's place."""
+    """In the set of the paper's own comparison, on clean items if there are any; beside it the share on test items and
+    what stands in the gated policy's place there."""
     found, on_test = [], summary["pareto"][summary["headline"].rpartition("-")[2]]
     for cut in ("trained", "low", "xlow"):
-        shares = [papers_shares(entries, cut) for entries in (summary["clean"]["pareto"], on_test)]
-        if not any(shares):
+        clean, test = (papers_shares(entries, cut) for entries in (summary["clean"]["pareto"], on_test))
+        if not test:
             continue
-        gated = (shares[0] or shares[1])["gated"]
-        nulls = [f"{name} {100 * share[0]:.0f}%" for name, share in shares[1].items() if name != "gated"]
-        here = ", ".join([f"{plus_minus(gated, 0, 100)}%", *nulls])
-        if shares[0]:
-            here = f"{plus_minus(gated, 0, 100)}%; test items " + ", ".join([percent(shares[1]["gated"][0]), *nulls])
+        gated = (clean or test)["gated"]
+        here = [f"{plus_minus(gated, 0, 100)}%"] + ([f"test items {percent(test['gated'][0])}"] if clean else [])
+        here += [f"{name} {percent(share[0])}" for name, share in test.items() if name != "gated"]
         where, paper = ("", f"{PAPER_PARETO}%") if cut == "trained" else (titled(f", {cut}"), "95 to 100%")
-        found.append(
-            row(f"Pareto share beside the unconstrained policy{where}", paper, ">= 95%", here, gated[0] >= 0.95)
-        )
+        what, reached = f"Pareto share beside the unconstrained policy{where}", gated[0] >= 0.95
+        found.append(row(what, paper, ">= 95%", ", ".join(here), reached))
     return found
 
 

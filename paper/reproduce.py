@@ -212,8 +212,8 @@ def write_tables(jobs: list[Job], options: ReproduceOptions) -> None:
     summary["policies"] = policy_rows(pool, found, options)
     last = policy_pool(found, options, mode="last")
     summary |= comparisons.summarise(pool, last, ours, columns(item_set("test", options.items)), own)
-    of_clean = {mode: policy_pool(found, options, CLEAN, mode) for mode in ("free", "last")}
-    summary["clean"] = comparisons.on_clean(*of_clean.values(), ours, columns(item_set(CLEAN, options.items)))
+    of_clean = (policy_pool(found, options, CLEAN, mode) for mode in ("free", "last"))
+    summary["clean"] = comparisons.on_clean(*of_clean, ours, columns(item_set(CLEAN, options.items)))
     summary["shift"] = shifts(found, ours, options)
     summary |= language_sections(found, ours, options)
     summary["names only"] = names_only(options)

@@ -452,7 +452,7 @@ def test_goals_are_read_from_the_clean_items_and_from_the_last_checkpoint():
     summary["clean"]["over-suppression"] = [{**entry, **ahead}]
     rows = {row[0]: row for row in goals.rows(summary)}
     share, equal = rows["Pareto share beside the unconstrained policy, XLow"], rows["XLow, at equal cost, clean items"]
-    assert share[3:] == ["82 ± 10%; test items 96%, coin 60%", "no"]
+    assert share[3:] == ["82 ± 10%, test items 96%, coin 60%", "no"]
     assert equal[3:] == ["+0.5 [+0.1, +0.9] ± 0.4; of the last checkpoints +0.5 [-0.1, +1.1]", "no"]
     summary["policies"]["native-4"] = row_of([9] * 4, 0.6)
     assert goals.rows(summary)[0][-1] == "no"  # 0.6 is above the 0.5 of a lower cost weight
