@@ -13,7 +13,17 @@ import numpy as np
 
 from eval import paired_difference
 from paper.experiments import PRICES
-from paper.measures import Point, at_cost, frontier, headroom_recovered, languages_resampled, share_of, spread, utility
+from paper.measures import (
+    Point,
+    at_cost,
+    bootstrap,
+    frontier,
+    headroom_recovered,
+    languages_resampled,
+    share_of,
+    spread,
+    utility,
+)
 from paper.pareto import CUTS, coin_points, share_of_prices, shares_by_set
 from paper.policies import GROUPS, REVERSED, TRAINED, Policy, families, masks, weight_of
 
@@ -45,8 +55,8 @@ def policy_summary(policy: Policy, pool: dict[str, Policy], columns: dict) -> di
     trained = masks(columns)["trained"]
     points = policy.points(trained)
     if policy.curves:
-        for name, mixed in REVERSED.items():
-            out[name] = {tier: round(policy.punished(tier, mixed), 4) for tier in TRAINED}
+        for rate in REVERSED:
+            out[rate] = {tier: round(policy.punished(tier, rate), 4) for tier in TRAINED}
     if "oracle" in pool:
         limits = base.point(trained)[0], pool["oracle"].point(trained)[0]
         out["headroom"] = spread([headroom_recovered(accuracy, *limits) for accuracy, _ in points])
@@ -130,7 +140,7 @@ def over_suppression(pool: dict[str, Policy], last: dict[str, Policy], family: s
                 for name, policy in (("plain", one), ("gated", other)):
                     accuracy, cost = policy.point(mask)
                     row[name] = {"reward": round(100 * accuracy, 2), "cost": round(cost, 4)}
-                    row[name] |= {rate: round(policy.punished(tier, mixed), 4) for rate, mixed in REVERSED.items()}
+                    row[name] |= {rate: round(policy.punished(tier, rate), 4) for rate in REVERSED}
                 row["difference"] = [round(100 * value, 2) for value in difference]
                 row["at equal cost"] = at_equal_cost(pool, other.name, f"{prefix}plain", mask)
                 if {other.name, *(policy.name for policy in plain)} <= set(last):
@@ -153,13 +163,13 @@ def at_equal_cost(pool: dict[str, Policy], name: str, family: str, mask: np.ndar
         return 100 * (accuracy - at_cost(others, cost))
 
     outcomes = np.array([[policy.mean(measure)[mask] for measure in ("correct", "cost")] for policy in every])
-    count = outcomes.shape[2]  # one rendering of each item, so tasks can be resampled as items
-    drawn = np.random.default_rng(0).integers(0, count, (300, count))
-    low, high = np.percentile([ahead(outcomes[:, :, chosen].mean(2).tolist()) for chosen in drawn], [2.5, 97.5])
+    if np.isnan(points := ahead(outcomes.mean(2).tolist())):
+        return [points] * 4  # no member is as cheap
+    items = np.arange(outcomes.shape[2])  # one rendering of each
+    low, high = bootstrap(lambda chosen: ahead(outcomes[:, :, chosen].mean(2).tolist()), items, 300)
     common = min(len(policy.seeds) for policy in every)
     by_seed = [ahead([policy.point(mask, seed) for policy in every]) for seed in range(common)]
-    values = (ahead([policy.point(mask) for policy in every]), low, high, spread(by_seed)[1])
-    return [round(float(value), 2) for value in values]
+    return [round(float(value), 2) for value in (points, low, high, spread(by_seed)[1])]
 
 
 def shifted(policies: dict[str, Policy], columns: dict) -> dict[str, dict[str, list[float]]]:

@@ -18,7 +18,7 @@ from paper.measures import Point, oracle, route, tune_threshold
 TRAINED = ("high", "low", "xlow")
 HELD_OUT = tuple(f"held-out {tier}" for tier in TRAINED)
 GROUPS = (*TRAINED, *HELD_OUT, "synthetic")
-REVERSED = {"reversed": False, "mixed_reversed": True}  # name -> in groups with a wrong answer only
+REVERSED = ("reversed", "mixed_reversed")  # rates of training: over all groups, over those with a wrong answer too
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,17 @@ class Policy:
 
     def point(self, mask: np.ndarray, seed: int | None = None) -> Point:
         """(accuracy, cost) on the chosen items, of one seed or of all."""
-        seeds = self.seeds if seed is None else [self.seeds[min(seed, len(self.seeds) - 1)]]
+        seeds = self.seeds if seed is None else [self.seeds[seed]]
         return tuple(float(np.mean([one[name][mask].mean() for one in seeds])) for name in ("correct", "cost"))
 
     def points(self, mask: np.ndarray) -> list[Point]:
         """(accuracy, cost) on the chosen items with each seed."""
         return [self.point(mask, seed) for seed in range(len(self.seeds))]
 
-    def punished(self, tier: str, mixed: bool) -> float:
-        """The share of right answers with a call that training punished, in all groups or in those that also hold a
-        wrong answer (`mixed`): the mean over training and over seeds. NaN where nothing is known."""
-        name = "mixed_reversed_rate" if mixed else "reversed_rate"
-        curves = [curve["tier"][tier][name] for curve in self.curves if tier in curve["tier"]]
+    def punished(self, tier: str, rate: str) -> float:
+        """The share of right answers with a call that training punished, in the groups that `rate` (of `REVERSED`)
+        stands for: the mean over training and over seeds. NaN where nothing is known."""
+        curves = [curve["tier"][tier][f"{rate}_rate"] for curve in self.curves if tier in curve["tier"]]
         values = [value for curve in curves for value in curve if value is not None]
         return float(np.mean(values)) if values else float("nan")
 
