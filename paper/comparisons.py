@@ -75,11 +75,7 @@ def summarise(
     the coin; empty if they are not there."""
     family = ours.rpartition("-")[0]
     found = {"at full reward": cheapest_at_full_reward(pool, family)}
-    found["pareto"] = {
-        name.rpartition("-")[2]: pareto(pool, name, columns, own if name == ours else {})
-        for name in sorted(pool, key=weight_of)
-        if pool[name].family == family
-    }
+    found["pareto"] = pareto_by_weight(pool, ours, columns, own)
     found["over-suppression"] = over_suppression(pool, last, family, columns)
     found["utility"] = utilities(pool, family, columns)
     if ours in pool:
@@ -91,14 +87,24 @@ def summarise(
 
 
 def on_clean(pool: dict[str, Policy], last: dict[str, Policy], ours: str, columns: dict) -> dict:
-    """Of the clean items, where fewer policies are evaluated: "pareto" and "over-suppression" at the default weight."""
-    if ours not in pool:
-        return {"pareto": [], "over-suppression": []}
-    shares = pareto(pool, ours, columns, {})
-    return {"pareto": shares, "over-suppression": over_suppression(pool, last, ours.rpartition("-")[0], columns)}
+    """Of the clean items, where fewer policies are evaluated: "pareto" and "over-suppression" at their weights, and
+    "given up", domain by domain."""
+    return {
+        "pareto": pareto_by_weight(pool, ours, columns, {}),
+        "over-suppression": over_suppression(pool, last, ours.rpartition("-")[0], columns),
+        "given up": given_up(pool, ours, columns),
+    }
 
 
 # --- Pareto shares and frontiers --------------------------------------------------------------------------------
+
+
+def pareto_by_weight(
+    pool: dict[str, Policy], ours: str, columns: dict, own: dict[str, list[dict]]
+) -> dict[str, list[dict]]:
+    """Cost weight -> `pareto` of the gated policy with it; `own` are the outcomes of `ours`, the default."""
+    members = [name for name in sorted(pool, key=weight_of) if pool[name].family == ours.rpartition("-")[0]]
+    return {name.rpartition("-")[2]: pareto(pool, name, columns, own if name == ours else {}) for name in members}
 
 
 def pareto(pool: dict[str, Policy], gated: str, columns: dict, own: dict[str, list[dict]]) -> list[dict]:
@@ -146,6 +152,25 @@ def over_suppression(pool: dict[str, Policy], last: dict[str, Policy], family: s
                 if {other.name, *(policy.name for policy in plain)} <= set(last):
                     row["at equal cost, last"] = at_equal_cost(ends | last, other.name, f"{prefix}plain", mask)
                 found.append(row)
+    return found
+
+
+def given_up(pool: dict[str, Policy], ours: str, columns: dict) -> list[dict]:
+    """Where `ours` saves and what it gives up for that, by tier and domain: reward and cost of it and of the
+    unconstrained policy, and the difference in reward with its interval. Empty without them."""
+    if not {ours, "unconstrained"} <= set(pool):
+        return []
+    found = []
+    for tier in TRAINED:
+        for domain in dict.fromkeys(columns["domain"].tolist()):
+            mask = (columns["group"] == tier) & (columns["domain"] == domain)
+            row = {"tier": tier, "domain": domain}
+            for name, policy in (("unconstrained", pool["unconstrained"]), ("gated", pool[ours])):
+                accuracy, cost = policy.point(mask)
+                row[name] = {"reward": round(100 * accuracy, 2), "cost": round(cost, 4)}
+            pair = (pool[name].mean("correct")[mask] for name in ("unconstrained", ours))
+            row["difference"] = [round(100 * value, 2) for value in paired_difference(*pair)]
+            found.append(row)
     return found
 
 

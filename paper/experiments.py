@@ -98,8 +98,10 @@ def all_jobs(default: Config, quick: bool = False, bases: tuple[str, ...] = ()) 
     add("low", "--lang-tier low")  # the README's first command
     add("forbidden", "--max-calls 0", evaluations=("test/forbidden",))
     for weight in others:
-        add(default.confidence, gated, weight)
-        add("plain", PLAIN, weight)
+        # The plain cost that costs as much as the default gate has about half of its weight.
+        evaluations = (*FREELY, *ON_CLEAN) if weight == usual / 2 else FREELY
+        add(default.confidence, gated, weight, evaluations)
+        add("plain", PLAIN, weight, evaluations)
     for estimator in ESTIMATORS:
         if estimator != default.confidence:
             add(estimator, f"--confidence {estimator}", usual)

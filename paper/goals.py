@@ -82,7 +82,7 @@ def suppression_rows(summary: dict) -> list[Row]:
         what, goal = f"XLow, plain cost against gate, lambda {entry['cost weight']}", "the gate has more"
         found.append(row(what, "over-suppression", goal, here, entry["difference"][1] > 0))
         found.append(equal_cost_row(f"{what}, at equal cost", entry))
-    of_clean = [entry for entry in summary["clean"]["over-suppression"] if entry["tier"] == "xlow"]
+    of_clean = [e for e in summary["clean"]["over-suppression"] if (e["tier"], e["cost weight"]) == ("xlow", default)]
     return [*found, *(equal_cost_row("XLow, at equal cost, clean items", entry) for entry in of_clean)]
 
 
@@ -107,9 +107,10 @@ def full_reward_row(summary: dict) -> list[Row]:
 def pareto_rows(summary: dict) -> list[Row]:
     """In the set of the paper's own comparison, on clean items if there are any; beside it the share on test items and
     what stands in the gated policy's place there."""
-    found, on_test = [], summary["pareto"][summary["headline"].rpartition("-")[2]]
+    found, default = [], summary["headline"].rpartition("-")[2]
+    on_clean, on_test = summary["clean"]["pareto"].get(default, []), summary["pareto"][default]
     for cut in ("trained", "low", "xlow"):
-        clean, test = (papers_shares(entries, cut) for entries in (summary["clean"]["pareto"], on_test))
+        clean, test = (papers_shares(entries, cut) for entries in (on_clean, on_test))
         if not test:
             continue
         gated = (clean or test)["gated"]

@@ -33,9 +33,9 @@ GROUPS = {  # part -> codes of the languages of each of its groups
     "validation": [languages(tier, "trained") for tier in TIERS],
     "languages": [[code] for tier in TIERS for code in languages(tier)],
 }
-# The clean items, by which no default was judged. The part has the name of their key: after a look at them that changes
-# a default there is another one, and results on the old items are not taken for results on the new ones.
-CLEAN = "held back"
+# The part of the clean items, and their keys. After a look at them that changes a default there are other keys and the
+# part has another name, so that results on the old items are not taken for results on the new ones.
+CLEAN, CLEAN_KEYS = "three keys", ("held back", "held back 2", "held back 3")
 LOOKED_AT = ("evaluation", "clean")  # keys by whose items a default was judged, or was changed after a look at them
 
 
@@ -43,17 +43,23 @@ LOOKED_AT = ("evaluation", "clean")  # keys by whose items a default was judged,
 def item_set(part: str, count: int) -> list[Task]:
     """What is evaluated. test: `count` items in each of the seven groups of languages; validation: a quarter of that in
     the three tiers that RL trains on; languages: a quarter in every language of the three tiers. Groups and languages
-    render the same items.
-
-    `CLEAN`: the groups of "test", and items of another key, less those of the keys in `LOOKED_AT`: a third, because the
-    simplest kinds of items are few."""
+    render the same items; `CLEAN`: the groups of "test", and the `clean_items`."""
     if part == CLEAN:
-        seen = {item.digest for key in LOOKED_AT for item in world.items("test", count, key)}
-        drawn = [task for codes in GROUPS["test"] for task in world.tasks("test", codes, count, CLEAN)]
-        return [task for task in drawn if task.id.rpartition("-")[2] not in seen]
+        return [task for codes in GROUPS["test"] for task in world.render_all(clean_items(count), codes)]
     split = "validation" if part == "validation" else "test"
     count = count if part == "test" else count // 4
     return [task for codes in GROUPS[part] for task in world.tasks(split, codes, count, "evaluation")]
+
+
+@functools.cache
+def clean_items(count: int) -> list[world.Item]:
+    """Items by which no default was judged: of `count` with each clean key, those that no key before it has and none of
+    `LOOKED_AT`. A third to a half is lost, because the simplest kinds of items are few."""
+    first = {}  # digest -> the key that draws it first, and the item
+    for key in (*LOOKED_AT, *CLEAN_KEYS):
+        for item in world.items("test", count, key):
+            first.setdefault(item.digest, (key, item))
+    return [item for key, item in first.values() if key not in LOOKED_AT]
 
 
 def columns(tasks: list[Task]) -> dict[str, np.ndarray]:

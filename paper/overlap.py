@@ -11,7 +11,7 @@ Left out: other near-copies, such as another number or another thing.
 
 import numpy as np
 
-from paper.outcomes import CLEAN, item_set
+from paper.outcomes import CLEAN, clean_items
 from tiny import world
 from tiny.world import DOMAINS, NAMES, Item
 
@@ -43,9 +43,7 @@ def training_skeletons(count: int, prompts: int, steps: int) -> set[tuple]:
 
 def items_of(part: str, count: int) -> list[Item]:
     """The items that `item_set` renders for "test" or `CLEAN`."""
-    kept = {task.id.rpartition("-")[2] for task in item_set(part, count)}
-    drawn = world.items("test", count, CLEAN if part == CLEAN else "evaluation")
-    return [item for item in drawn if item.digest in kept]
+    return clean_items(count) if part == CLEAN else world.items("test", count, "evaluation")
 
 
 def names_only(items: list[Item], known: set[tuple]) -> dict[str, float]:

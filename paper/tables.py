@@ -75,9 +75,13 @@ def markdown(summary: dict) -> str:
         parts.append(weights_section(summary["pareto"]))
     if summary["over-suppression"]:
         parts.append(suppression_section("Does the plain cost over-suppress?", summary["over-suppression"]))
-    if summary["clean"]["pareto"]:  # fewer policies are evaluated on clean items
-        parts.append(pareto_section("Pareto shares on clean items", summary["clean"]["pareto"]))
+    if of_clean := summary["clean"]["pareto"]:  # fewer policies are evaluated on clean items
+        if default in of_clean:
+            parts.append(pareto_section(f"Pareto shares on clean items, cost weight {default}", of_clean[default]))
+        parts.append(weights_section(of_clean, " on clean items"))
         parts.append(suppression_section("Plain cost and gate on clean items", summary["clean"]["over-suppression"]))
+    if summary["clean"]["given up"]:
+        parts.append(given_up_section(summary["clean"]["given up"]))
     parts += [utility_section(family, weights) for family, weights in summary["utility"].items()]
     if summary["shift"]:
         parts.append(shift_section(summary["shift"]))
@@ -155,16 +159,16 @@ def pareto_section(title: str, entries: list[dict]) -> str:
     return section(title, note, ["set", "prices", "languages", *contenders], rows)
 
 
-def weights_section(by_weight: dict[str, list[dict]]) -> str:
+def weights_section(by_weight: dict[str, list[dict]], where: str = "") -> str:
     """The gated policy's share at every cost weight."""
     shares = {
         weight: {tuple(place(entry)): entry["shares"]["gated"] for entry in entries}
         for weight, entries in by_weight.items()
     }
-    places = dict.fromkeys(found for of_weight in shares.values() for found in of_weight if found[2] == "trained")
-    rows = [[*found[:2], *(plus_minus(shares[weight].get(found), 0, 100) for weight in shares)] for found in places]
-    title, note = "Pareto share of the gated policy, by cost weight", "Percent, over the trained tiers together."
-    return section(title, note, ["set", "prices", *shares], rows)
+    places = dict.fromkeys(found for of_weight in shares.values() for found in of_weight)
+    rows = [[*found, *(plus_minus(shares[weight].get(found), 0, 100) for weight in shares)] for found in places]
+    title = f"Pareto share of the gated policy{where}, by cost weight"
+    return section(title, "Percent.", ["set", "prices", "languages", *shares], rows)
 
 
 def suppression_section(title: str, entries: list[dict]) -> str:
@@ -195,6 +199,22 @@ def suppression_section(title: str, entries: list[dict]) -> str:
     )
     head = ["form", "cost weight", "languages", "plain cost", "gated", "difference", "at equal cost", "of the last"]
     return section(title, note, head, rows)
+
+
+def given_up_section(entries: list[dict]) -> str:
+    """Domain by domain, what the gated policy saves and what it gives up for that."""
+    rows = [
+        [
+            titled(entry["tier"]),
+            entry["domain"],
+            *(f"{entry[who]['reward']:.1f} at {entry[who]['cost']:.2f}" for who in ("unconstrained", "gated")),
+            interval(entry["difference"]),
+        ]
+        for entry in entries
+    ]
+    note = "Reward at cost, and the gated policy's reward less the unconstrained one's with its interval over items."
+    head = ["languages", "domain", "unconstrained", "gated", "difference"]
+    return section("What the gate gives up on clean items", note, head, rows)
 
 
 def utility_section(family: str, weights: dict) -> str:

@@ -260,14 +260,35 @@ def test_the_interval_at_equal_cost_is_over_items_drawn_for_all_policies():
     assert points == 25.0 and low < 25 < high and high - low == pytest.approx(width, rel=0.15) and deviation == 0
 
 
-def test_what_is_said_of_clean_items_is_of_the_default_weight():
-    """Catches clean items whose comparison takes the coin or the router of other items."""
-    pool = {name: policy(name, ([1, 1, 0], [1, 0.5, 0])) for name in ("unconstrained", "plain-1", "native-1")}
+def test_what_is_said_of_clean_items_is_of_the_policies_that_saw_them():
+    """Catches clean items whose comparison takes the coin or the router of other items, and a weight left out."""
+    names = ("unconstrained", "plain-1", "native-1", "native-0.5")
+    pool = {name: policy(name, ([1, 1, 0], [1, 0.5, 0])) for name in names}
     found = comparisons.on_clean(pool, pool, "native-1", columns_of_tiers())
-    assert {tuple(entry["set"]) for entry in found["pareto"]} == {pareto.SETS[0]}
-    assert set(found["pareto"][0]["shares"]) == {"gated", "plain cost"}
+    assert list(found["pareto"]) == ["0.5", "1"]
+    assert {tuple(entry["set"]) for entry in found["pareto"]["1"]} == {pareto.SETS[0]}
+    assert set(found["pareto"]["1"][0]["shares"]) == {"gated", "plain cost"}
     assert [row["at equal cost, last"] for row in found["over-suppression"]] == [[0.0] * 4] * 3
-    assert comparisons.on_clean({}, {}, "native-1", columns_of_tiers()) == {"pareto": [], "over-suppression": []}
+    assert comparisons.on_clean({}, {}, "native-1", columns_of_tiers()) == {
+        "pareto": {},
+        "over-suppression": [],
+        "given up": [],
+    }
+
+
+def test_what_the_gate_gives_up_is_told_domain_by_domain():
+    """Catches a domain that another one, or another tier, hides."""
+    columns = {"group": np.repeat(["high", "low", "xlow"], 4), "domain": np.tile(["math", "math", "logic", "logic"], 3)}
+    whole, right = np.ones(12), np.array([1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 1, 1.0])
+    pool = {
+        "unconstrained": Policy("unconstrained", "", "", [outcome(whole, whole)]),
+        "native-1": Policy("native-1", "native", "", [outcome(right, right / 2)]),
+    }
+    found = {(row["tier"], row["domain"]): row for row in comparisons.given_up(pool, "native-1", columns)}
+    assert len(found) == 6 and found["xlow", "math"]["difference"] == [-100.0] * 3
+    assert found["xlow", "math"]["gated"] == {"reward": 0.0, "cost": 0.0}
+    assert found["xlow", "logic"]["difference"] == [0.0] * 3 == found["low", "math"]["difference"]
+    assert found["xlow", "logic"]["gated"] == {"reward": 100.0, "cost": 0.5}
 
 
 def test_utilities_are_by_the_weight_of_training_and_the_price_of_judgement():
@@ -427,7 +448,7 @@ def test_goals_are_read_from_the_clean_items_and_from_the_last_checkpoint():
         },
         "over-suppression": [{**entry, "difference": [10.0, 5.0, 15.0], "at equal cost": [1.0, -0.5, 2.5, 0.5]}],
         "pareto": {"1": [{"set": [*pareto.SETS[0]], "highest price": 1.0, "cut": "xlow", "shares": shares}]},
-        "clean": {"pareto": [], "over-suppression": []},
+        "clean": {"pareto": {}, "over-suppression": []},
     }
     rows = {row[0]: row for row in goals.rows(summary)}
     verdicts = {name: row[-1] for name, row in rows.items()}
@@ -447,9 +468,10 @@ def test_goals_are_read_from_the_clean_items_and_from_the_last_checkpoint():
     assert rows["reversed in mixed groups, High / Low / XLow"][3] == "0.0% / 0.4% / 1.0%; plain cost 50.0% / - / 20.0%"
     assert rows["Pareto share beside the unconstrained policy, XLow"][3] == "96 ± 2%, coin 60%"
     (of_test,) = summary["pareto"]["1"]
-    summary["clean"]["pareto"] = [{**of_test, "shares": {"gated": [0.82, 0.1]}}]
+    summary["clean"]["pareto"] = {"0.5": [of_test], "1": [{**of_test, "shares": {"gated": [0.82, 0.1]}}]}
     ahead = {"at equal cost": [0.5, 0.1, 0.9, 0.4], "at equal cost, last": [0.5, -0.1, 1.1, 0.0]}
-    summary["clean"]["over-suppression"] = [{**entry, **ahead}]
+    summary["clean"]["over-suppression"] = [{**entry, **ahead, "cost weight": weight} for weight in ("0.5", "1")]
+    summary["clean"]["over-suppression"][0] |= {"at equal cost": [9.0, 9.0, 9.0, 0.0]}
     rows = {row[0]: row for row in goals.rows(summary)}
     share, equal = rows["Pareto share beside the unconstrained policy, XLow"], rows["XLow, at equal cost, clean items"]
     assert share[3:] == ["82 ± 10%, test items 96%, coin 60%", "no"]

@@ -56,11 +56,14 @@ def test_clean_items_are_of_the_same_groups_and_none_is_a_test_item():
     clean, test = (outcomes.columns(outcomes.item_set(part, 200)) for part in (outcomes.CLEAN, "test"))
     assert list(dict.fromkeys(clean["group"])) == list(policies.GROUPS)
     items = clean["item"].reshape(7, -1)
-    assert (items == items[0]).all() and 100 < items.shape[1] <= 200
-    digests = {item.rpartition("-")[2] for item in clean["item"]}
+    assert (items == items[0]).all()
+    digests = [item.rpartition("-")[2] for item in items[0]]
     assert not set(clean["item"]) & set(test["item"])
-    assert not digests & {item.digest for item in world.items("test", 200, "clean")}
-    assert digests == {item.digest for item in overlap.items_of(outcomes.CLEAN, 200)}
+    assert not {item.digest for item in world.items("test", 200, "clean")} & set(digests)
+    assert digests == [item.digest for item in overlap.items_of(outcomes.CLEAN, 200)]
+    drawn = [{item.digest for item in world.items("test", 200, key)} for key in outcomes.CLEAN_KEYS]
+    assert set(digests) <= set.union(*drawn) and all(len(key & set(digests)) > 80 for key in drawn)
+    assert len(digests) == len(set(digests))  # an item that two keys draw counts once
 
 
 def metric(**changes):

@@ -184,5 +184,9 @@ def render(item: Item, code: str | Language) -> Task:
 def tasks(split: str, codes: list[str], count: int, seed) -> list[Task]:
     """`count` tasks over these languages: the languages take turns after each round of domains, so that every
     language meets every domain, and the items are the same for any list of languages."""
-    rounds = [(i // len(DOMAINS)) % len(codes) for i in range(count)]
-    return [render(item, codes[i]) for item, i in zip(items(split, count, seed), rounds, strict=True)]
+    return render_all(items(split, count, seed), codes)
+
+
+def render_all(items: list[Item], codes: list[str]) -> list[Task]:
+    """The items in these languages, which take turns after as many items as there are domains."""
+    return [render(item, codes[i // len(DOMAINS) % len(codes)]) for i, item in enumerate(items)]
