@@ -470,8 +470,8 @@ def test_goals_are_read_from_the_clean_items_and_from_the_last_checkpoint():
     (of_test,) = summary["pareto"]["1"]
     summary["clean"]["pareto"] = {"0.5": [of_test], "1": [{**of_test, "shares": {"gated": [0.82, 0.1]}}]}
     ahead = {"at equal cost": [0.5, 0.1, 0.9, 0.4], "at equal cost, last": [0.5, -0.1, 1.1, 0.0]}
-    summary["clean"]["over-suppression"] = [{**entry, **ahead, "cost weight": weight} for weight in ("0.5", "1")]
-    summary["clean"]["over-suppression"][0] |= {"at equal cost": [9.0, 9.0, 9.0, 0.0]}
+    summary["clean"]["over-suppression"] = [{**entry, **ahead, "cost weight": weight} for weight in ("1", "0.5")]
+    summary["clean"]["over-suppression"][1] |= {"at equal cost": [9.0, 9.0, 9.0, 0.0]}
     rows = {row[0]: row for row in goals.rows(summary)}
     share, equal = rows["Pareto share beside the unconstrained policy, XLow"], rows["XLow, at equal cost, clean items"]
     assert share[3:] == ["82 ± 10%, test items 96%, coin 60%", "no"]

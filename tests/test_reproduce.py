@@ -316,6 +316,12 @@ def test_families_that_are_compared_have_the_same_cost_weights():
     assert grids["joint-native"] == grids["joint-plain"] == {"0.125", "0.5", "2"}
     assert grids["group"] == grids["probe"] == grids["clipped"] == {"0.5"}
     assert grids["base"] == {"base"}
+    clean = {
+        job.name
+        for job in experiments.all_jobs(Config(cost_weight=0.5))
+        if set(experiments.ON_CLEAN) & {*job.evaluations}
+    }
+    assert clean == {"base", "unconstrained", "native-0.5", "plain-0.5", "native-0.25", "plain-0.25"}
 
 
 def test_the_first_run_of_a_family_has_the_defaults():
