@@ -30,6 +30,19 @@ from paper.policies import GROUPS, REVERSED, TRAINED, Policy, families, masks, w
 ALONE = ("base", "never translate", "always translate", "unconstrained")  # no member of a family
 
 
+def reward_and_cost(policy: Policy, mask: np.ndarray) -> dict[str, float]:
+    """The two on the chosen items, means over seeds."""
+    accuracy, cost = policy.point(mask)
+    return {"reward": round(100 * accuracy, 2), "cost": round(cost, 4)}
+
+
+def difference(before: Policy, after: Policy, mask: np.ndarray) -> list[float]:
+    """[mean, low, high]: the reward of `after` less that of `before` on the chosen items, with its interval over them;
+    one rendering of each item, so that tasks can be resampled as items."""
+    pair = (policy.mean("correct")[mask] for policy in (before, after))
+    return [round(100 * value, 2) for value in paired_difference(*pair)]
+
+
 def policy_summary(policy: Policy, pool: dict[str, Policy], columns: dict) -> dict:
     """Reward, tool rate, cost and gain by group, and what is recovered and kept over the trained tiers."""
     base, groups = pool["base"], {}
@@ -43,11 +56,10 @@ def policy_summary(policy: Policy, pool: dict[str, Policy], columns: dict) -> di
             "tool_rate": values["used_tool"],
             "cost": values["cost"],
         }
-        if group in GROUPS:  # one rendering of each item, so tasks can be resampled as items
-            gain = paired_difference(base.mean("correct")[mask], policy.mean("correct")[mask])
-            groups[group]["gain"] = [round(100 * value, 2) for value in gain]
-            difference = (policy.mean("correct") - base.mean("correct"))[mask]
-            resampled = languages_resampled(difference, columns["language"][mask])
+        if group in GROUPS:  # one rendering of each item
+            groups[group]["gain"] = difference(base, policy, mask)
+            gained = (policy.mean("correct") - base.mean("correct"))[mask]
+            resampled = languages_resampled(gained, columns["language"][mask])
             groups[group]["gain, languages resampled"] = [round(100 * value, 2) for value in resampled]
     out = {"family": policy.family, "command": policy.command, "seeds": len(policy.seeds), "groups": groups}
     rates = [[seed["used_tool"][columns["group"] == tier].mean() for tier in TRAINED] for seed in policy.seeds]
@@ -141,13 +153,11 @@ def over_suppression(pool: dict[str, Policy], last: dict[str, Policy], family: s
                 continue
             for tier in TRAINED:
                 mask = masks(columns)[tier]
-                difference = paired_difference(one.mean("correct")[mask], other.mean("correct")[mask])
                 row = {"form": prefix.removesuffix("-") or "default", "cost weight": weight, "tier": tier}
                 for name, policy in (("plain", one), ("gated", other)):
-                    accuracy, cost = policy.point(mask)
-                    row[name] = {"reward": round(100 * accuracy, 2), "cost": round(cost, 4)}
+                    row[name] = reward_and_cost(policy, mask)
                     row[name] |= {rate: round(policy.punished(tier, rate), 4) for rate in REVERSED}
-                row["difference"] = [round(100 * value, 2) for value in difference]
+                row["difference"] = difference(one, other, mask)
                 row["at equal cost"] = at_equal_cost(pool, other.name, f"{prefix}plain", mask)
                 if {other.name, *(policy.name for policy in plain)} <= set(last):
                     row["at equal cost, last"] = at_equal_cost(ends | last, other.name, f"{prefix}plain", mask)
@@ -160,17 +170,13 @@ def given_up(pool: dict[str, Policy], ours: str, columns: dict) -> list[dict]:
     unconstrained policy, and the difference in reward with its interval. Empty without them."""
     if not {ours, "unconstrained"} <= set(pool):
         return []
-    found = []
+    found, whole, gated = [], pool["unconstrained"], pool[ours]
     for tier in TRAINED:
         for domain in dict.fromkeys(columns["domain"].tolist()):
             mask = (columns["group"] == tier) & (columns["domain"] == domain)
             row = {"tier": tier, "domain": domain}
-            for name, policy in (("unconstrained", pool["unconstrained"]), ("gated", pool[ours])):
-                accuracy, cost = policy.point(mask)
-                row[name] = {"reward": round(100 * accuracy, 2), "cost": round(cost, 4)}
-            pair = (pool[name].mean("correct")[mask] for name in ("unconstrained", ours))
-            row["difference"] = [round(100 * value, 2) for value in paired_difference(*pair)]
-            found.append(row)
+            row |= {"unconstrained": reward_and_cost(whole, mask), "gated": reward_and_cost(gated, mask)}
+            found.append(row | {"difference": difference(whole, gated, mask)})
     return found
 
 
@@ -200,11 +206,7 @@ def at_equal_cost(pool: dict[str, Policy], name: str, family: str, mask: np.ndar
 def shifted(policies: dict[str, Policy], columns: dict) -> dict[str, dict[str, list[float]]]:
     """Policy -> tier -> [reward, cost], of policies that were evaluated with another translator."""
     return {
-        name: {
-            tier: [round(100 * accuracy, 2), round(cost, 4)]
-            for tier in TRAINED
-            for accuracy, cost in [policy.point(columns["group"] == tier)]
-        }
+        name: {tier: list(reward_and_cost(policy, columns["group"] == tier).values()) for tier in TRAINED}
         for name, policy in policies.items()
     }
 

@@ -7,7 +7,17 @@ says so.
 """
 
 from paper.policies import TRAINED, weight_of
-from paper.tables import PAPER_COST, PAPER_GAIN, PAPER_PARETO, interval, percent, plus_minus, titled, with_deviation
+from paper.tables import (
+    PAPER_COST,
+    PAPER_GAIN,
+    PAPER_PARETO,
+    interval,
+    percent,
+    plus_minus,
+    reward_at_cost,
+    titled,
+    with_deviation,
+)
 
 Row = list[str]
 
@@ -74,11 +84,8 @@ def suppression_rows(summary: dict) -> list[Row]:
     found, default = [], summary["headline"].rpartition("-")[2]
     entries = [e for e in summary["over-suppression"] if e["tier"] == "xlow" and e["form"] == "default"]
     for entry in sorted(entries, key=lambda e: e["cost weight"] != default):
-        plain, gated = entry["plain"], entry["gated"]
-        here = (
-            f"plain {plain['reward']:.1f} at {plain['cost']:.2f}, gated {gated['reward']:.1f} at {gated['cost']:.2f}: "
-            f"{interval(entry['difference'])}"
-        )
+        plain, gated = (reward_at_cost(entry[who]) for who in ("plain", "gated"))
+        here = f"plain {plain}, gated {gated}: {interval(entry['difference'])}"
         what, goal = f"XLow, plain cost against gate, lambda {entry['cost weight']}", "the gate has more"
         found.append(row(what, "over-suppression", goal, here, entry["difference"][1] > 0))
         found.append(equal_cost_row(f"{what}, at equal cost", entry))

@@ -62,6 +62,10 @@ def with_deviation(value: list[float]) -> str:
     return interval(value[:3]) + (f" ± {value[3]:.1f}" if value[3] else "")
 
 
+def reward_at_cost(one: dict) -> str:
+    return f"{one['reward']:.1f} at {one['cost']:.2f}"
+
+
 def markdown(summary: dict) -> str:
     """The summary as a page of tables. Sections whose runs are missing are left out."""
     parts = ["# Tables", summary["settings"], HONEST, *policy_sections(summary["policies"])]
@@ -174,7 +178,7 @@ def weights_section(by_weight: dict[str, list[dict]], where: str = "") -> str:
 def suppression_section(title: str, entries: list[dict]) -> str:
     def cell(one: dict) -> str:
         rates = f"{percent(one['mixed_reversed'])} / {percent(one['reversed'])}"
-        return f"{one['reward']:.1f} at {one['cost']:.2f}, {rates}"
+        return f"{reward_at_cost(one)}, {rates}"
 
     rows = [
         [
@@ -207,7 +211,7 @@ def given_up_section(entries: list[dict]) -> str:
         [
             titled(entry["tier"]),
             entry["domain"],
-            *(f"{entry[who]['reward']:.1f} at {entry[who]['cost']:.2f}" for who in ("unconstrained", "gated")),
+            *(reward_at_cost(entry[who]) for who in ("unconstrained", "gated")),
             interval(entry["difference"]),
         ]
         for entry in entries

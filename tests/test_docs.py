@@ -232,6 +232,7 @@ def test_what_reproduced_is_what_the_results_say():
         if (entry["form"], entry["cost weight"]) == ("default", weight)
     ]
     assert f"At equal cost the gate has {min(ahead):.1f} to {max(ahead):.1f} points more on test items" in rows[-1][4]
+    assert xlow["at equal cost, last"][0] < 0
     assert f"on clean XLow {-xlow['at equal cost, last'][0]:.1f} fewer" in rows[-1][4]
     assert f"{100 * summary['names only']['clean']['all']:.0f}% of them differ" in section
 

@@ -56,7 +56,7 @@ def test_clean_items_are_of_the_same_groups_and_none_is_a_test_item():
     clean, test = (outcomes.columns(outcomes.item_set(part, 200)) for part in (outcomes.CLEAN, "test"))
     assert list(dict.fromkeys(clean["group"])) == list(policies.GROUPS)
     items = clean["item"].reshape(7, -1)
-    assert (items == items[0]).all()
+    assert (items == items[0]).all() and 100 < items.shape[1] / len(outcomes.CLEAN_KEYS) <= 200
     digests = [item.rpartition("-")[2] for item in items[0]]
     assert not set(clean["item"]) & set(test["item"])
     assert not {item.digest for item in world.items("test", 200, "clean")} & set(digests)
